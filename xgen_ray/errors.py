@@ -2,6 +2,7 @@
 
     XgenRayError
     ├── InvalidRequest            the caller can mend it: a field, a value, a name
+    │   ├── RequestTimeout        the request's body did not arrive in time
     │   ├── PayloadTooLarge
     │   ├── UnsupportedMediaType
     │   ├── UnknownOption         an engine flag that this build of the engine does not know
@@ -49,6 +50,10 @@ class InvalidRequest(XgenRayError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
         self.param = param
+
+
+class RequestTimeout(InvalidRequest):
+    code = "request_timeout"
 
 
 class PayloadTooLarge(InvalidRequest):

@@ -76,7 +76,9 @@ class FailureReport(Wire):
 
 
 class ReplicaStatus(Wire):
-    """One engine. ``pid`` is the engine's own process, ``url`` where it listens (for the router only)."""
+    """One engine. ``pid`` is the engine's own process, ``url`` where it listens (for the router
+    only); ``running`` and ``waiting`` are the requests it had when it was last asked.
+    """
 
     replica_id: str
     node: str
@@ -84,6 +86,8 @@ class ReplicaStatus(Wire):
     pid: int | None = None
     url: str | None = None
     since: float
+    running: int | None = None
+    waiting: int | None = None
     progress: Progress | None = None
 
 

@@ -20,9 +20,10 @@ class GPUInfo:
     """One GPU, or one MIG slice of one. Live usage is a separate query.
 
     ``device_index`` is the index in the vendor's own enumeration, the one its visibility variable
-    takes (CUDA in PCI bus order, HIP order for AMD). ``pci_bus_id`` is normalised to
-    ``0000:c1:00.0``. ``memory_total_bytes`` is what the device itself reports; for a device with
-    ``unified_memory`` the usable budget is larger and is computed in placement.
+    takes (CUDA in PCI bus order, HIP order for AMD). A MIG slice has its parent's index and address, so
+    only ``uuid`` names it: that is what CUDA_VISIBLE_DEVICES must be given. ``pci_bus_id`` is
+    normalised to ``0000:c1:00.0``. ``memory_total_bytes`` is what the device itself reports; for a
+    device with ``unified_memory`` the usable budget is larger and is computed in placement.
     """
 
     gpu_type: GPUType
@@ -70,7 +71,9 @@ class GPUDetectionResult:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """The machine around the GPUs. ``cpu_count`` honours affinity and cgroup limits."""
+    """The machine around the GPUs. ``cpu_count`` honours affinity and cgroup limits, and so do the
+    memory figures. ``memlock_limit_bytes`` equals ``memory_total_bytes`` when there is no limit.
+    """
 
     hostname: str
     os: str
@@ -109,9 +112,12 @@ class GPUUsage:
 
 @dataclass(frozen=True, slots=True)
 class NodeUsage:
-    """Live figures of a node at ``taken_at`` (Unix seconds)."""
+    """Live figures of a node at ``taken_at`` (Unix seconds). ``notes`` say why figures are missing:
+    "pynvml: no answer in 5 s".
+    """
 
     gpus: tuple[GPUUsage, ...]
     memory_available_bytes: int
     cpu_percent: float | None
     taken_at: float = field(default=0.0)
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,26 @@
+"""What a model is, read from its files, and how it gets onto this node."""
+
+from xgen_ray.models.confinement import resolve_local
+from xgen_ray.models.download import download
+from xgen_ray.models.gguf_facts import read_gguf
+from xgen_ray.models.hf_folder import read_hf_folder
+from xgen_ray.models.inspection import inspect
+from xgen_ray.models.progress import progress_bar
+from xgen_ray.models.sources import ModelSource, default_name, parse_source
+from xgen_ray.models.types import DownloadProgress, ModelFacts, ModelFormat, ModelTask
+
+__all__ = [
+    "DownloadProgress",
+    "ModelFacts",
+    "ModelFormat",
+    "ModelSource",
+    "ModelTask",
+    "default_name",
+    "download",
+    "inspect",
+    "parse_source",
+    "progress_bar",
+    "read_gguf",
+    "read_hf_folder",
+    "resolve_local",
+]

@@ -49,3 +49,12 @@ class ModelFacts:
     pooling: str | None = None
     has_chat_template: bool = False
     chat_template_supports_tools: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """How far a download is, over all its files. ``message`` says what is fetched and why that."""
+
+    done_bytes: int
+    total_bytes: int
+    message: str = ""

@@ -151,11 +151,17 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBudget:
-    """Memory that a model may use on one device now. ``gpu`` is None for the host's RAM."""
+    """Memory that a model may use on one device now. ``gpu`` is None for the host's RAM.
+
+    ``shared_bytes`` is the part of ``free_bytes`` that is the host's RAM and so counts there too.
+    ``total_bytes`` is all memory of the device, which vLLM's utilisation is a fraction of.
+    """
 
     gpu: GPUInfo | None
     free_bytes: int
     reason: str
+    total_bytes: int | None = None
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +178,9 @@ class ResolvedOptions:
     """Every choice made: nothing here is left for the engine to guess.
 
     ``context`` is per request; ``slots`` requests share the engine. ``devices`` are the engine's own
-    names of the GPUs to use, in the order of ``gpus``.
+    names of the GPUs to use, in the order of ``gpus``; ``main_gpu`` is a place in that order.
+    ``prompt_cache_bytes`` is how much RAM llama-server may fill with the caches of idle conversations
+    (its own default is 8 GiB, whatever the machine has).
     """
 
     task: ModelTask
@@ -196,6 +204,7 @@ class ResolvedOptions:
     gpu_memory_utilization: float | None = None
     dtype: str | None = None
     quantization: str | None = None
+    prompt_cache_bytes: int = 0
     extra_args: tuple[str, ...] = ()
 
 

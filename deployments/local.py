@@ -1,0 +1,61 @@
+"""One machine's stack: a Ray of its own, Serve, and the two applications. Started and stopped as one.
+
+Set ``deployments.environment`` before importing this module: Ray reads it once.
+"""
+
+import threading
+import time
+
+import ray
+from ray import serve
+from ray.serve.api import RunTarget
+from ray.serve.config import HTTPOptions
+
+from deployments.app import build_control, build_router
+from xgen_ray.api import ApiKeys
+from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSettings
+
+# Bytes never go through Ray's object store; the smallest one that Ray accepts is plenty.
+OBJECT_STORE_BYTES = 80 * 2**20
+POLL_S = 0.05
+
+
+class LocalStack:
+    """Blocking calls, from one thread. ``start`` may raise whatever Ray raises; ``stop`` never fails."""
+
+    def __init__(self, host: str, port: int, *, dashboard: bool) -> None:
+        self._host = host
+        self._port = port
+        self._dashboard = dashboard
+
+    def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys) -> None:
+        """Returns when both applications answer."""
+        ray.init(
+            address="local",
+            include_dashboard=self._dashboard,
+            log_to_driver=False,
+            configure_logging=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+        serve.start(http_options=HTTPOptions(host=self._host, port=self._port))
+        serve.run_many(
+            [
+                RunTarget(build_control(control, keys), name=CONTROL_APP, route_prefix="/api"),
+                RunTarget(build_router(router, keys), name=ROUTER_APP, route_prefix="/"),
+            ]
+        )
+
+    def drain(self, deadline_s: float, hurry: threading.Event) -> None:
+        """Takes the router out: no new requests, and those that run may finish until the deadline, or
+        until ``hurry`` is set.
+        """
+        serve.delete(ROUTER_APP, _blocking=False)
+        until = time.monotonic() + deadline_s
+        while ROUTER_APP in serve.status().applications and time.monotonic() < until:
+            if hurry.wait(POLL_S):
+                return
+
+    def stop(self) -> None:
+        """Ends everything. Engines die with their replicas."""
+        serve.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]

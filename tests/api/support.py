@@ -1,0 +1,435 @@
+"""Runnable stand-ins: an engine that misbehaves on request, a dispatcher and a control plane in memory."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from xgen_ray.errors import EngineFailed, ModelNotFound, NotReady, PlacementRefused, XgenRayError
+from xgen_ray.placement.types import Backend
+from xgen_ray.schema import (
+    BackendReport,
+    BackendsReport,
+    CandidateReport,
+    Endpoint,
+    GPUReport,
+    GPUsReport,
+    LoadRequest,
+    LogPage,
+    ModelStatus,
+    NodeReport,
+    Origin,
+    Phase,
+    PlanReport,
+    ServedModel,
+    StatusReport,
+)
+
+ENGINE_KEY = "engine-secret-key"
+
+
+# Loading the system's certificates takes longer than most tests; nothing here is encrypted.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the test runner keeps its own handlers
+
+    async def main_loop(self) -> None:
+        await self.stop.wait()  # uvicorn looks every 0.1 s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, without its fixed pause of 0.1 s."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=1)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """``app`` behind a real uvicorn on a free loopback port; yields its base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, lifespan="on")
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        async with asyncio.timeout(10):
+            while not server.started:
+                assert not task.done(), "uvicorn ended before it started"
+                await asyncio.sleep(0.001)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.stop.set()
+        await task
+        listener.close()
+
+
+@dataclass
+class Seen:
+    """A request as the engine got it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    connection: int
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Exchange:
+    """One request at the engine: what came, and the means to answer or to fail."""
+
+    def __init__(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.seen = seen
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def head(self, status: int, kind: str, *extra: str) -> None:
+        lines = [f"HTTP/1.1 {status} X", f"content-type: {kind}", "server: stand-in/1.0", *extra]
+        await self.send("\r\n".join([*lines, "", ""]).encode())
+
+    async def chunk(self, data: bytes) -> None:
+        await self.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def whole(self, status: int, body: bytes, kind: str = "application/json", *extra: str) -> None:
+        await self.head(status, kind, f"content-length: {len(body)}", *extra)
+        await self.send(body)
+
+    async def client_left(self) -> None:
+        """Returns when the other side has closed the connection."""
+        with contextlib.suppress(ConnectionError):
+            assert await self._reader.read(1) == b""
+
+    def drop(self) -> None:
+        """Die as a killed process does: the kernel resets the connection."""
+        linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._writer.transport.abort()
+
+    def close(self) -> None:
+        """End as a stopped process does: an orderly close."""
+        self._writer.close()
+
+
+Play = Callable[[Exchange], Awaitable[None]]
+
+
+def event(content: str) -> bytes:
+    delta = {"index": 0, "delta": {"content": content}, "finish_reason": None}
+    body = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [delta]}
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+COMPLETION = {
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+async def chat(exchange: Exchange) -> None:
+    """Answers chats, streamed or whole, as engines do."""
+    if exchange.seen.body and exchange.seen.json().get("stream"):
+        await exchange.head(200, "text/event-stream", "transfer-encoding: chunked")
+        for word in ("one ", "two ", "three"):
+            await exchange.chunk(event(word))
+        await exchange.chunk(DONE)
+        await exchange.send(b"0\r\n\r\n")
+    else:
+        await exchange.whole(200, json.dumps(COMPLETION).encode())
+
+
+def answer(status: int, body: bytes, kind: str = "application/json", *extra: str) -> Play:
+    async def play(exchange: Exchange) -> None:
+        await exchange.whole(status, body, kind, *extra)
+
+    return play
+
+
+async def die(exchange: Exchange) -> None:
+    exchange.drop()
+
+
+async def loading(exchange: Exchange) -> None:
+    """llama-server's answer while it loads."""
+    body = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+    await exchange.whole(503, json.dumps(body).encode())
+
+
+class StandInEngine:
+    """Answers each request by the next of ``plays``, then by ``otherwise``.
+
+    ``busy`` is the number of requests at work; ``freed`` is set whenever one ends.
+    """
+
+    def __init__(self, *plays: Play, otherwise: Play = chat) -> None:
+        self.plays = list(plays)
+        self.otherwise = otherwise
+        self.requests: list[Seen] = []
+        self.connections = 0
+        self.busy = 0
+        self.arrived = asyncio.Event()
+        self.freed = asyncio.Event()
+        self.port = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["StandInEngine"]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.create_task(self._connection(reader, writer, self.connections))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
+        try:
+            while True:
+                seen = await _request(reader, number)
+                self.requests.append(seen)
+                play = self.plays.pop(0) if self.plays else self.otherwise
+                self.busy += 1
+                self.arrived.set()
+                try:
+                    await play(Exchange(seen, reader, writer))
+                finally:
+                    self.busy -= 1
+                    self.freed.set()
+                if writer.is_closing():
+                    return
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+        finally:
+            writer.close()
+
+
+async def _request(reader: asyncio.StreamReader, connection: int) -> Seen:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.rstrip("\r\n").split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    assert "transfer-encoding" not in headers, "engines get a plain length"
+    return Seen(method, path, headers, body, connection)
+
+
+def served(name: str, task: str = "generate", *, ready: bool = True) -> ServedModel:
+    return ServedModel(name, 1_700_000_000, task, ready, "llama-server-cpu", 2048)
+
+
+@dataclass
+class InMemoryDispatcher:
+    """Chooses the first replica that is not to be avoided; waits while there is none.
+
+    ``outcomes`` has (replica, ok) in the order of ``finished``; ``open`` the replicas in use.
+    """
+
+    models: list[ServedModel] = field(default_factory=lambda: [served("m")])
+    replicas: dict[str, list[Endpoint]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    outcomes: list[tuple[str, bool]] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+    waiting: int = 0
+    abandoned: asyncio.Event = field(default_factory=asyncio.Event)
+    waited: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def served(self) -> tuple[ServedModel, ...]:
+        return tuple(self.models)
+
+    async def add(self, url: str, replica_id: str, model: str = "m") -> None:
+        endpoint = Endpoint(url, ENGINE_KEY, replica_id, model, "llama-server-cpu")
+        async with self.changed:
+            self.replicas.setdefault(model, []).append(endpoint)
+            self.changed.notify_all()
+
+    async def choose(self, model: str, *, deadline_s: float, avoid: frozenset[str]) -> Endpoint:
+        if all(known.name != model for known in self.models):
+            raise ModelNotFound(f"no {model}")
+        if model in self.failed:
+            raise EngineFailed(self.failed[model], "out_of_memory", ("secret log line",))
+        try:
+            async with asyncio.timeout(deadline_s), self.changed:
+                while not (fit := [e for e in self.replicas.get(model, []) if e.replica_id not in avoid]):
+                    self.waiting += 1
+                    self.waited.set()
+                    try:
+                        await self.changed.wait()
+                    except asyncio.CancelledError:
+                        self.abandoned.set()
+                        raise
+                    finally:
+                        self.waiting -= 1
+        except TimeoutError:
+            raise NotReady(f"{model} is still loading", 7.2) from None
+        self.open.append(fit[0].replica_id)
+        return fit[0]
+
+    def finished(self, endpoint: Endpoint, *, ok: bool) -> None:
+        self.open.remove(endpoint.replica_id)
+        self.outcomes.append((endpoint.replica_id, ok))
+        self.ended.set()
+
+
+GPU = GPUReport(
+    id=0,
+    name="AMD Radeon RX 7900 XTX",
+    type="rocm",
+    available=True,
+    memory_gb=24.0,
+    memory="24GB",
+    node="node-1",
+    gpu_type="amd_rdna",
+    gfx_version="gfx1100",
+)
+NODE = NodeReport(
+    node="node-1",
+    gpus=(GPU,),
+    gpu_type="rocm",
+    recommended_backend="llama-server",
+    available_backends=(Backend.LLAMA_SERVER_VULKAN,),
+    backends=(BackendReport(backend=Backend.LLAMA_SERVER_VULKAN, available=True, reason="found"),),
+    detection_method="amdsmi",
+    detectors=(),
+    cpu="A CPU",
+    cpu_count=8,
+    memory_total_bytes=2**35,
+    memory_available_bytes=2**34,
+)
+
+
+@dataclass
+class InMemoryControl:
+    """A control plane whose models become ready when ``finish_loading`` is set."""
+
+    models: dict[str, ModelStatus] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    finish_loading: asyncio.Event = field(default_factory=asyncio.Event)
+    load_waits: asyncio.Event = field(default_factory=asyncio.Event)
+    wait_abandoned: asyncio.Event = field(default_factory=asyncio.Event)
+    asked_for_logs: asyncio.Event = field(default_factory=asyncio.Event)
+    fail_with: XgenRayError | None = None
+
+    def renew(self) -> None:
+        """Forget everything."""
+        self.models.clear()
+        self.lines.clear()
+        self.fail_with = None
+        for event in (self.finish_loading, self.load_waits, self.wait_abandoned, self.asked_for_logs):
+            event.clear()
+
+    async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
+        if "too-big" in request.model:
+            raise PlacementRefused(
+                "too-big needs 41.2 GiB; the largest free GPU has 23.6 GiB. Lower the context.",
+                ({"backend": "llama-server-vulkan", "reasons": ["needs 41.2 GiB"]},),
+            )
+        name = request.name or request.model.rsplit("/", 1)[-1]
+        self.models[name] = _status(name, request.model, Phase.LOADING)
+        if wait:
+            self.load_waits.set()
+            try:
+                await self.finish_loading.wait()
+            except asyncio.CancelledError:
+                self.wait_abandoned.set()
+                raise
+            if self.fail_with is not None:
+                raise self.fail_with
+            self.models[name] = _status(name, request.model, Phase.READY)
+        return self.models[name]
+
+    async def unload(self, name: str) -> ModelStatus:
+        return self._known(name).model_copy(update={"phase": Phase.UNLOADING})
+
+    async def status(self) -> StatusReport:
+        return StatusReport(models=tuple(self.models.values()), version="0.1.0")
+
+    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+        self._known(name)
+        self.asked_for_logs.set()
+        lines = self.lines.get(name, [])[after : after + limit]
+        return LogPage(model=name, replica_id=replica_id, lines=tuple(lines), next=after + len(lines))
+
+    async def plan(self, request: LoadRequest) -> PlanReport:
+        fits = "too-big" not in request.model
+        candidate = CandidateReport(backend=Backend.LLAMA_SERVER_CPU, fits=fits, reasons=("weighed",))
+        return PlanReport(accepted=fits, model=request.model, message="weighed", candidates=(candidate,))
+
+    async def gpus(self) -> GPUsReport:
+        return GPUsReport(
+            success=True,
+            gpus=(GPU,),
+            gpu_type="rocm",
+            recommended_backend="llama-server",
+            available_backends=(Backend.LLAMA_SERVER_VULKAN,),
+            detection_method="amdsmi",
+            nodes=(NODE,),
+        )
+
+    async def backends(self) -> BackendsReport:
+        return BackendsReport(nodes={"node-1": NODE.backends})
+
+    def _known(self, name: str) -> ModelStatus:
+        if name == "broken":
+            raise RuntimeError("a fault that nobody foresaw")
+        if name not in self.models:
+            raise ModelNotFound(f"No model {name!r} is loaded. Loaded: {', '.join(self.models) or 'none'}.")
+        return self.models[name]
+
+
+def _status(name: str, model: str, phase: Phase) -> ModelStatus:
+    endpoint = "http://127.0.0.1:8000/v1" if phase is Phase.READY else None
+    return ModelStatus(
+        name=name,
+        model=model,
+        origin=Origin.API,
+        phase=phase,
+        reason="asked",
+        endpoint=endpoint,
+        since=1.0,
+    )

@@ -1,0 +1,287 @@
+"""Engines that refuse, load, break off or lie: what is mended unseen, and what the client is told."""
+
+import asyncio
+import json
+import socket
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIError, AsyncOpenAI
+
+from tests.api.stack import LIMITS, Stack, stack
+from tests.api.support import (
+    COMPLETION,
+    ENGINE_KEY,
+    Exchange,
+    Play,
+    StandInEngine,
+    answer,
+    die,
+    event,
+    loading,
+)
+from xgen_ray.api.gateway import GatewayLimits
+from xgen_ray.api.relay import RetryLimits
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def waiting(seconds: float) -> GatewayLimits:
+    return replace(LIMITS, retry=RetryLimits(ready_wait_s=seconds))
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+async def ask(running: Stack, **fields: object) -> httpx.Response:
+    return await running.client.post("/v1/chat/completions", json={**CHAT, **fields})
+
+
+async def test_a_refused_connection_goes_to_the_next_replica() -> None:
+    async with stack() as running:
+        await running.dispatcher.add(f"http://127.0.0.1:{closed_port()}", "dead")
+        running.dispatcher.replicas["m"].reverse()
+        reply = await ask(running)
+        assert reply.json() == COMPLETION
+        assert reply.headers["x-xgen-replica"] == "r1"
+        assert running.dispatcher.outcomes == [("dead", False), ("r1", True)]
+
+
+async def headers_only(exchange: Exchange) -> None:
+    await exchange.head(200, "text/event-stream", "transfer-encoding: chunked")
+    exchange.drop()
+
+
+async def half_a_header(exchange: Exchange) -> None:
+    await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-ty")
+    exchange.drop()
+
+
+async def no_http(exchange: Exchange) -> None:
+    await exchange.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+    exchange.close()
+
+
+async def closes(exchange: Exchange) -> None:
+    exchange.close()
+
+
+@pytest.mark.parametrize("fault", [die, closes, headers_only, half_a_header, no_http])
+async def test_an_engine_that_dies_before_the_first_byte_is_replaced(fault: Play) -> None:
+    async with stack(otherwise=fault) as running, StandInEngine().running() as second:
+        await running.dispatcher.add(second.url, "r2")
+        reply = await ask(running, stream=True)
+        assert reply.headers["x-xgen-replica"] == "r2"
+        assert reply.content.endswith(b"data: [DONE]\n\n")
+        assert running.dispatcher.outcomes == [("r1", False), ("r2", True)]
+
+
+async def test_a_request_that_stops_every_engine_is_given_up() -> None:
+    async with stack(otherwise=die) as running, StandInEngine(otherwise=die).running() as second:
+        await running.dispatcher.add(second.url, "r2")
+        await running.dispatcher.add(running.engine.url, "r3")
+        reply = await ask(running)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["type"]) == (502, "engine_error")
+        assert "2 broke off" in error["message"]
+        assert "may be what stops them" in error["message"]
+        assert running.dispatcher.outcomes == [("r1", False), ("r2", False)]
+
+
+async def test_the_same_replica_is_tried_again_when_there_is_no_other() -> None:
+    async with stack(die, die) as running:  # pooled, then fresh
+        assert (await ask(running)).json() == COMPLETION
+        assert running.dispatcher.outcomes == [("r1", False), ("r1", True)]
+
+
+async def test_a_stale_kept_connection_is_not_taken_for_a_dead_engine() -> None:
+    async with stack() as running:
+        await ask(running)
+        running.engine.plays.append(closes)  # as an engine whose idle timer fires on our reuse
+        assert (await ask(running)).json() == COMPLETION
+        assert [seen.connection for seen in running.engine.requests] == [1, 1, 2]
+        assert running.dispatcher.outcomes == [("r1", True)] * 2
+
+
+async def test_an_engine_that_is_loading_is_asked_again_until_it_is_ready() -> None:
+    async with stack(loading, loading) as running:
+        assert (await ask(running)).json() == COMPLETION
+        assert running.dispatcher.outcomes == [("r1", False), ("r1", False), ("r1", True)]
+
+
+async def test_while_one_engine_loads_another_answers() -> None:
+    async with stack(otherwise=loading) as running, StandInEngine().running() as second:
+        await running.dispatcher.add(second.url, "r2")
+        reply = await ask(running)
+        assert reply.headers["x-xgen-replica"] == "r2"
+
+
+async def test_a_model_that_is_not_ready_in_time_is_a_503_with_a_time_to_come_back() -> None:
+    async with stack(otherwise=loading, limits=waiting(0.6)) as running:
+        reply = await ask(running)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "8")
+        assert reply.json()["error"]["code"] == "not_ready"
+
+
+async def test_a_request_waits_for_a_model_that_loads() -> None:
+    async with stack() as running:
+        (endpoint,) = running.dispatcher.replicas.pop("m")
+        asked = asyncio.create_task(ask(running))
+        async with asyncio.timeout(2):
+            await running.dispatcher.waited.wait()
+        await running.dispatcher.add(endpoint.url, "r9")
+        assert (await asked).headers["x-xgen-replica"] == "r9"
+
+
+async def test_a_model_that_failed_to_load_says_why_but_not_its_log() -> None:
+    async with stack() as running:
+        running.dispatcher.failed["m"] = "m needs 41.2 GiB; lower the context."
+        reply = await ask(running)
+        assert reply.status_code == 502
+        assert reply.json()["error"]["message"] == "m needs 41.2 GiB; lower the context."
+        assert "secret log line" not in reply.text
+
+
+async def torn_stream(exchange: Exchange) -> None:
+    await exchange.head(200, "text/event-stream", "transfer-encoding: chunked")
+    await exchange.chunk(event("one "))
+    await exchange.chunk(event("two ")[:30])
+    await asyncio.sleep(0.05)
+    exchange.drop()
+
+
+async def clean_cut(exchange: Exchange) -> None:
+    await exchange.head(200, "text/event-stream", "transfer-encoding: chunked")
+    await exchange.chunk(event("one "))
+    await asyncio.sleep(0.05)
+    exchange.close()
+
+
+async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
+    async with stack(clean_cut) as running:
+        reply = await ask(running, stream=True)
+        first, error, rest = reply.content.split(b"\n\n")
+        assert first + b"\n\n" == event("one ")
+        assert rest == b""
+        body = json.loads(error.removeprefix(b"data: "))
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert "incomplete" in body["error"]["message"]
+        assert running.dispatcher.outcomes == [("r1", False)]
+        assert len(running.engine.requests) == 1
+
+
+async def test_a_torn_event_is_closed_before_the_error() -> None:
+    async with stack(torn_stream) as running:
+        reply = await ask(running, stream=True)
+        _, torn, error, _ = reply.content.split(b"\n\n")
+        assert torn == event("two ")[:30]
+        assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "engine_failed"
+        assert b"[DONE]" not in reply.content
+
+
+async def test_the_error_event_of_the_newer_protocols_has_a_type() -> None:
+    async with stack(clean_cut) as running:
+        reply = await running.client.post("/v1/responses", json={"model": "m", "input": "a", "stream": True})
+        error = reply.content.split(b"\n\n")[1]
+        assert error.startswith(b'event: error\ndata: {"type": "error"')
+
+
+async def test_the_official_client_raises_when_a_stream_breaks_off() -> None:
+    async with (
+        stack(clean_cut) as running,
+        AsyncOpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        stream = await client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hi"}], stream=True
+        )
+        parts = aiter(stream)
+        assert (await anext(parts)).choices[0].delta.content == "one "
+        with pytest.raises(APIError, match="incomplete"):
+            await anext(parts)
+
+
+async def test_a_plain_body_that_breaks_off_is_not_passed_off_as_whole() -> None:
+    async def half(exchange: Exchange) -> None:
+        await exchange.head(200, "application/json", "content-length: 100")
+        await exchange.send(b'{"half":')
+        await asyncio.sleep(0.05)
+        exchange.drop()
+
+    async with stack(half) as running:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await ask(running)
+        assert running.dispatcher.outcomes == [("r1", False)]
+
+
+async def test_an_engine_that_falls_silent_is_given_up() -> None:
+    async def silent(exchange: Exchange) -> None:
+        await exchange.client_left()
+
+    limits = replace(LIMITS, engine_silence_s=0.3)
+    async with stack(otherwise=silent, limits=limits) as running:
+        reply = await ask(running)
+        assert reply.status_code == 502
+        assert "sent nothing for too long" in reply.json()["error"]["message"]
+        assert len(running.engine.requests) == 1
+
+
+def openai_shape(**fields: object) -> bytes:
+    return json.dumps(
+        {"error": {"message": "why", "type": "t", "param": None, "code": 400, **fields}}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "got", "fields"),
+    [
+        (400, openai_shape(), 400, {"message": "why", "type": "t", "code": 400}),
+        (
+            400,
+            b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error","n_ctx":9}}',
+            400,
+            {"message": "too long", "code": "context_length_exceeded", "n_ctx": 9, "param": None},
+        ),
+        (422, b'{"detail":[{"loc":["body"]}]}', 422, {"message": '[{"loc": ["body"]}]'}),
+        (400, b'{"error":"just text"}', 400, {"message": "just text", "type": "invalid_request_error"}),
+        (400, b"plain words", 400, {"message": "plain words"}),
+        (500, b"<html>Oops</html>", 500, {"type": "server_error", "code": "engine_error"}),
+        (500, b"Traceback (most recent call last):\n  secret.py", 500, {"code": "engine_error"}),
+        (500, b"", 500, {"message": "The engine of 'm' answered 500 without a reason."}),
+        (500, openai_shape(message="input is too large to process"), 400, {"code": "invalid_request"}),
+        (501, openai_shape(message="no embeddings"), 501, {"code": "not_supported"}),
+        (404, b'{"detail":"Not Found"}', 501, {"code": "not_supported"}),
+        (404, openai_shape(message="no such lora"), 404, {"message": "no such lora"}),
+        (401, openai_shape(message="Invalid API Key"), 502, {"code": "engine_failed"}),
+        (429, openai_shape(), 429, {"message": "why"}),
+    ],
+)
+async def test_engine_errors_reach_the_client_in_openais_shape(
+    status: int, body: bytes, got: int, fields: dict[str, Any]
+) -> None:
+    async with stack(answer(status, body, "application/json", "retry-after: 3")) as running:
+        reply = await ask(running)
+        error = reply.json()["error"]
+        assert reply.status_code == got
+        assert fields.items() <= error.items()
+        assert {"message", "type", "param", "code"} <= set(error)
+        assert "secret" not in reply.text
+        assert reply.headers["retry-after"] == "3"
+        assert reply.headers["x-xgen-replica"] == "r1"
+        assert running.dispatcher.outcomes == [("r1", got < 500 or got == 501)]
+
+
+async def test_neither_the_engines_address_nor_its_key_reaches_the_client() -> None:
+    replies = []
+    for plays in ([], [die] * 8, [loading] * 8, [answer(401, b"{}")], [clean_cut]):
+        async with stack(*plays, limits=waiting(0.3)) as running:
+            reply = await ask(running, stream=True)
+            replies.append(reply.status_code)
+            shown = str(reply.headers) + reply.text
+            assert ENGINE_KEY not in shown
+            assert str(running.engine.port) not in shown
+    assert replies == [200, 502, 503, 502, 200]

@@ -1,0 +1,288 @@
+"""The management API over real HTTP, mounted under /api as in production."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tests.api.support import NO_TLS, InMemoryControl, serving
+from xgen_ray.api.guard import LocalGuard
+from xgen_ray.api.keys import ApiKeys
+from xgen_ray.api.management import BODY_LIMIT_BYTES, create_management_app
+from xgen_ray.errors import EngineFailed
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@dataclass
+class Managed:
+    control: InMemoryControl
+    client: httpx.AsyncClient
+
+    async def post(self, path: str, **fields: object) -> httpx.Response:
+        return await self.client.post(path, json=fields)
+
+
+@asynccontextmanager
+async def managing(keys: ApiKeys | None = None) -> AsyncIterator[Managed]:
+    control = InMemoryControl()
+    app = create_management_app(control, keys or ApiKeys(), follow_interval_s=0.02)
+    mounted = LocalGuard(Starlette(routes=[Mount("/api", app)]))
+    async with (
+        serving(mounted) as url,
+        httpx.AsyncClient(base_url=f"{url}/api/management", verify=NO_TLS) as client,
+    ):
+        yield Managed(control, client)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_managed() -> AsyncIterator[Managed]:
+    async with managing() as running:
+        yield running
+
+
+@pytest.fixture
+def managed(module_managed: Managed) -> Managed:
+    module_managed.control.renew()
+    return module_managed
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = reply.json()["error"]
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert "Traceback" not in reply.text
+    return error
+
+
+async def test_gpus_has_every_field_of_its_contract(managed: Managed) -> None:
+    report = (await managed.client.get("/gpus")).json()
+    assert report["success"] is True
+    assert report["gpu_type"] == "rocm"
+    assert report["recommended_backend"] == "llama-server"
+    assert report["available_backends"] == ["llama-server-vulkan"]
+    assert report["detection_method"] == "amdsmi"
+    gpu = report["gpus"][0]
+    assert {name: gpu[name] for name in ("id", "name", "type", "available", "memory_gb", "memory")} == {
+        "id": 0,
+        "name": "AMD Radeon RX 7900 XTX",
+        "type": "rocm",
+        "available": True,
+        "memory_gb": 24.0,
+        "memory": "24GB",
+    }
+    assert report["nodes"][0]["node"] == "node-1"
+    assert report["nodes"][0]["gpus"] == report["gpus"]
+    assert report["nodes"][0]["backends"][0]["reason"] == "found"
+
+
+async def test_a_load_waits_until_the_model_is_ready(managed: Managed) -> None:
+    loading = asyncio.create_task(managed.post("/load", model="/models/tiny.gguf", name="tiny"))
+    async with asyncio.timeout(2):
+        await managed.control.load_waits.wait()
+    status = (await managed.client.get("/status")).json()
+    assert [(model["name"], model["phase"]) for model in status["models"]] == [("tiny", "loading")]
+    managed.control.finish_loading.set()
+    reply = await loading
+    assert reply.status_code == 200
+    assert reply.json()["phase"] == "ready"
+    assert reply.json()["endpoint"] == "http://127.0.0.1:8000/v1"
+
+
+async def test_a_load_need_not_be_waited_for(managed: Managed) -> None:
+    reply = await managed.client.post("/load?wait=false", json={"model": "hf:org/name"})
+    assert (reply.status_code, reply.json()["phase"]) == (202, "loading")
+
+
+async def test_a_client_that_leaves_ends_the_waiting_but_not_the_load(managed: Managed) -> None:
+    loading = asyncio.create_task(managed.post("/load", model="tiny"))
+    async with asyncio.timeout(2):
+        await managed.control.load_waits.wait()
+        loading.cancel()
+        await managed.control.wait_abandoned.wait()
+    assert "tiny" in managed.control.models
+
+
+async def test_a_load_that_fails_carries_the_diagnosis(managed: Managed) -> None:
+    refused = await managed.post("/load", model="too-big")
+    assert refused.status_code == 409
+    assert error_of(refused)["code"] == "placement_refused"
+    assert error_of(refused)["details"]["candidates"][0]["backend"] == "llama-server-vulkan"
+    managed.control.finish_loading.set()
+    managed.control.fail_with = EngineFailed("It ran out of memory.", "out_of_memory", ("last line",))
+    failed = await managed.post("/load", model="tiny")
+    assert failed.status_code == 502
+    assert error_of(failed)["details"] == {"failure": "out_of_memory", "log_tail": ["last line"]}
+
+
+async def test_a_plan_that_refuses_is_an_answer(managed: Managed) -> None:
+    for model, accepted in (("tiny", True), ("too-big", False)):
+        reply = await managed.post("/plan", model=model)
+        assert reply.status_code == 200
+        assert reply.json()["accepted"] is accepted
+        assert reply.json()["candidates"][0]["reasons"] == ["weighed"]
+
+
+async def test_unload(managed: Managed) -> None:
+    await managed.client.post("/load?wait=false", json={"model": "org/tiny", "name": "org/tiny"})
+    assert (await managed.post("/unload", name="org/tiny")).json()["phase"] == "unloading"
+    missing = await managed.post("/unload", name="nope")
+    assert missing.status_code == 404
+    assert "org/tiny" in error_of(missing)["message"]
+
+
+async def test_backends(managed: Managed) -> None:
+    report = (await managed.client.get("/backends")).json()
+    assert report["nodes"]["node-1"][0]["backend"] == "llama-server-vulkan"
+
+
+async def test_logs_are_read_in_pages(managed: Managed) -> None:
+    await managed.client.post("/load?wait=false", json={"model": "tiny"})
+    managed.control.lines["tiny"] = [f"line {number}" for number in range(5)]
+    first = (await managed.client.get("/logs", params={"model": "tiny", "limit": 3})).json()
+    assert first == {
+        "model": "tiny",
+        "replica_id": None,
+        "lines": ["line 0", "line 1", "line 2"],
+        "next": 3,
+    }
+    rest = await managed.client.get("/logs", params={"model": "tiny", "after": 3, "replica": "r1"})
+    assert (rest.json()["lines"], rest.json()["replica_id"]) == (["line 3", "line 4"], "r1")
+    assert (await managed.client.get("/logs", params={"model": "nope"})).status_code == 404
+
+
+async def test_logs_can_be_followed_until_the_model_is_gone(managed: Managed) -> None:
+    await managed.client.post("/load?wait=false", json={"model": "tiny"})
+    lines = managed.control.lines["tiny"] = ["one", "two", "three"]
+    asked = {"model": "tiny", "limit": "2", "follow": "true"}
+    async with asyncio.timeout(5), managed.client.stream("GET", "/logs", params=asked) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        events = reply.aiter_lines()
+        seen: list[str] = []
+        while len(seen) < 4:
+            line = await anext(events)
+            if line.startswith("data: "):
+                seen += json.loads(line.removeprefix("data: "))["lines"]
+                if len(seen) == 3:
+                    lines.append("four")
+        assert seen == ["one", "two", "three", "four"]
+        managed.control.models.clear()
+        rest = [line async for line in events if line]
+    assert rest[0] == "event: error"
+    assert json.loads(rest[1].removeprefix("data: "))["error"]["code"] == "model_not_found"
+
+
+async def asked_again(control: InMemoryControl) -> bool:
+    control.asked_for_logs.clear()
+    try:
+        async with asyncio.timeout(0.2):
+            return await control.asked_for_logs.wait()
+    except TimeoutError:
+        return False
+
+
+async def test_following_stops_when_the_client_leaves(managed: Managed) -> None:
+    await managed.client.post("/load?wait=false", json={"model": "tiny"})
+    asked = {"model": "tiny", "follow": "true"}
+    async with asyncio.timeout(5), managed.client.stream("GET", "/logs", params=asked):
+        managed.control.asked_for_logs.clear()
+        await managed.control.asked_for_logs.wait()
+    async with asyncio.timeout(2):
+        while await asked_again(managed.control):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "says"),
+    [
+        ("/load", {}, "model", "Field required"),
+        ("/load", {"model": ""}, "model", "at least 1 character"),
+        ("/load", {"model": "a", "options": {"context": 0}}, "options.context", "(got 0)"),
+        ("/load", {"model": "a", "options": {"backend": "cuda"}}, "options.backend", "vllm-cuda"),
+        ("/load", {"model": "a", "nmae": "b"}, "nmae", "Extra inputs"),
+        ("/load", {"model": "a", "name": "../x"}, "name", "pattern"),
+        ("/load?wait=perhaps", {"model": "a"}, "wait", "boolean"),
+        ("/plan", {"model": "a", "replicas": 0, "name": "-"}, "name", "replicas"),
+        ("/unload", {"name": 5}, "name", "string"),
+        ("/unload", [], None, "The body"),
+    ],
+)
+async def test_a_bad_field_is_named(
+    managed: Managed, path: str, body: object, param: str | None, says: str
+) -> None:
+    reply = await managed.client.post(path, json=body)
+    error = error_of(reply)
+    assert (reply.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert says in error["message"]
+
+
+async def test_bodies_that_are_no_json_or_too_large(managed: Managed) -> None:
+    headers = {"content-type": "application/json"}
+    for body, status in ((b"{", 400), (b"", 400), (b"\xff", 400), (b" " * (BODY_LIMIT_BYTES + 1), 413)):
+        reply = await managed.client.post("/load", content=body, headers=headers)
+        assert reply.status_code == status
+        error_of(reply)
+    form = await managed.client.post("/load", data={"model": "a"})
+    assert form.status_code == 415
+    error_of(form)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/load", 405), ("GET", "/docs", 404), ("GET", "/logs?limit=0", 400)],
+)
+async def test_other_mistakes_have_the_same_shape(
+    managed: Managed, method: str, path: str, status: int
+) -> None:
+    reply = await managed.client.request(method, path)
+    assert reply.status_code == status
+    error_of(reply)
+
+
+async def test_an_unforeseen_error_tells_nothing_of_the_inside(managed: Managed) -> None:
+    reply = await managed.post("/unload", name="broken")
+    assert reply.status_code == 500
+    assert error_of(reply)["code"] == "internal_error"
+    assert "nobody foresaw" not in reply.text
+
+
+async def test_keys_are_needed_when_there_are_any() -> None:
+    async with managing(ApiKeys([("ops", "sk-ops")])) as running:
+        for path in ("/gpus", "/status", "/openapi.json", "/nowhere"):
+            reply = await running.client.get(path)
+            assert reply.status_code == 401
+            assert reply.headers["www-authenticate"] == "Bearer"
+        assert (await running.post("/load", model="a")).status_code == 401
+        reply = await running.client.get("/status", headers={"authorization": "Bearer sk-ops"})
+        assert reply.status_code == 200
+
+
+async def test_a_foreign_page_cannot_load_a_model(managed: Managed) -> None:
+    headers = {"origin": "https://evil.example.com"}
+    reply = await managed.client.post("/load?wait=false", json={"model": "a"}, headers=headers)
+    assert reply.status_code == 403
+    assert managed.control.models == {}
+
+
+async def test_the_description_covers_every_route(managed: Managed) -> None:
+    described = (await managed.client.get("/openapi.json")).json()
+    routes = {(method, path) for path, methods in described["paths"].items() for method in methods}
+    assert routes == {
+        ("get", "/management/gpus"),
+        ("get", "/management/backends"),
+        ("get", "/management/status"),
+        ("get", "/management/logs"),
+        ("post", "/management/load"),
+        ("post", "/management/unload"),
+        ("post", "/management/plan"),
+    }
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]

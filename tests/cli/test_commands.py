@@ -1,0 +1,283 @@
+"""Each command against a served fleet."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Call
+from tests.cli.fleet import KEY, REFUSAL, Fleet, ready
+from xgen_ray import __version__
+from xgen_ray.cli.exits import ExitCode
+from xgen_ray.placement.types import Backend, EngineOptions
+from xgen_ray.schema import FailureReport, ModelStatus, Phase, PlanReport, StatusReport
+
+
+def test_load_waits_until_ready_and_shows_the_way_in(call: Call, fleet: Fleet, url: str) -> None:
+    result = call("load", "/models/small.gguf", "--context", "2048", "-o", "flash_attention=off")
+    assert result.exit_code == ExitCode.OK, result.output
+    assert "small is ready on llama-server-cpu (node-a)" in result.stdout
+    assert "http://127.0.0.1:8000/v1" in result.stdout
+    assert f"curl {url}/v1/chat/completions" in result.stdout
+    assert "$XGEN_RAY_API_KEY" in result.stdout
+    assert KEY not in result.output
+    stages = [line.split(": ", 1)[1] for line in result.stderr.splitlines()]
+    assert stages == ["downloading", "reading tensors", "answering"]
+    assert fleet.requests[0].options == EngineOptions(context=2048, flash_attention=False)
+
+
+def test_load_makes_paths_absolute(
+    call: Call, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("load", "small.gguf", "--no-wait", "--name", "org/s").exit_code == ExitCode.OK
+    assert call("load", "hf:org/name", "--no-wait").exit_code == ExitCode.OK
+    assert [request.model for request in fleet.requests] == [str(tmp_path / "small.gguf"), "hf:org/name"]
+    assert fleet.requests[0].name == "org/s"
+
+
+def test_load_without_waiting_returns_at_once(call: Call, fleet: Fleet) -> None:
+    result = call("load", "/models/stuck.gguf", "--no-wait")
+    assert result.exit_code == ExitCode.OK
+    assert "stuck is resolving" in result.stdout
+    assert fleet.models["stuck"].phase is Phase.RESOLVING
+
+
+def test_load_prints_the_final_state_as_json(call: Call) -> None:
+    result = call("load", "/models/small.gguf", "--json")
+    assert ModelStatus.model_validate_json(result.stdout).phase is Phase.READY
+
+
+def test_a_failed_load_tells_why_and_what_to_do(call: Call) -> None:
+    result = call("load", "/models/broken.gguf")
+    assert result.exit_code == ExitCode.FAILED
+    assert "error: broken: The engine ran out of memory." in result.stderr
+    assert "failed to allocate buffer for kv cache" in result.stderr
+    assert "Lower the context." in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_failed_load_has_its_state_as_json(call: Call) -> None:
+    result = call("load", "/models/broken.gguf", "--json")
+    assert result.exit_code == ExitCode.FAILED
+    assert ModelStatus.model_validate_json(result.stdout).phase is Phase.FAILED
+
+
+def test_a_refused_load_shows_every_backend(call: Call) -> None:
+    result = call("load", "/models/refused.gguf")
+    assert result.exit_code == ExitCode.REFUSED
+    assert f"error: {REFUSAL}" in result.stderr
+    assert "no NVIDIA GPU on this node" in result.stderr
+    assert "41.2 GiB" in result.stderr
+
+
+def test_a_load_that_takes_too_long_goes_on_by_itself(call: Call, fleet: Fleet) -> None:
+    started = time.monotonic()
+    result = call("load", "/models/stuck.gguf", "--timeout", "1")
+    assert result.exit_code == ExitCode.TIMED_OUT
+    assert 1 <= time.monotonic() - started < 10
+    assert "goes on loading" in result.stderr
+    assert "stuck" in fleet.models
+
+
+def test_a_model_that_someone_unloads_meanwhile_is_no_success(call: Call) -> None:
+    result = call("load", "/models/gone.gguf")
+    assert result.exit_code == ExitCode.FAILED
+    assert "unloaded by someone" in result.stderr
+
+
+def test_unload_waits_until_it_is_gone(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    result = call("unload", "small")
+    assert result.exit_code == ExitCode.OK
+    assert result.stdout == "small is unloaded\n"
+    assert fleet.models == {}
+
+
+def test_unload_of_a_stranger_is_the_callers_fault(call: Call) -> None:
+    result = call("unload", "nobody")
+    assert result.exit_code == ExitCode.USAGE
+    assert "error: no model is named 'nobody'" in result.stderr
+
+
+def test_ps_lists_models_in_lines_that_a_script_can_cut(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    result = call("ps")
+    assert result.exit_code == ExitCode.OK
+    header, row = (line.split() for line in result.stdout.splitlines())
+    assert header == ["NAME", "PHASE", "BACKEND", "WHERE", "SLOTS", "SINCE", "REASON"]
+    assert row[:4] == ["small", "ready", "llama-server-cpu", "node-a"]
+    assert row[4:7] == ["4", "x", "2048"]
+    assert row[7].startswith("1m0")
+    assert row[8] == "answering"
+
+
+def test_ps_without_models_says_how_to_get_one(call: Call) -> None:
+    assert "xgen-ray load MODEL" in call("ps").stdout
+
+
+def test_ps_of_one_model_tells_all(call: Call, fleet: Fleet) -> None:
+    death = FailureReport(
+        failure="killed", message="It was killed.", advice="Find out by whom.", at=time.time()
+    )
+    fleet.models["small"] = ready("small", failures=(death,))
+    text = call("ps", "small").stdout
+    for part in ("/models/small.gguf", "r1", "4711", "nothing better is here", "slots=4", "It was killed."):
+        assert part in text
+    assert call("ps", "nobody").exit_code == ExitCode.USAGE
+
+
+def test_ps_as_json_is_the_servers_report(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    report = StatusReport.model_validate_json(call("ps", "--json").stdout)
+    assert [model.name for model in report.models] == ["small"]
+
+
+def test_plan_shows_choice_reasons_and_memory(call: Call) -> None:
+    result = call("plan", "/models/small.gguf", "--backend", "llama-server-cpu", "--gpu", "none")
+    assert result.exit_code == ExitCode.OK
+    for part in (
+        "would run on llama-server-cpu",
+        "no NVIDIA GPU on this node",
+        "weights",
+        "91 MiB",
+        "2.1 GiB",
+        "context=2048",
+        "slots = 4: a default",
+        "runs on the CPU",
+    ):
+        assert part in result.stdout
+
+
+def test_plan_sends_what_was_asked(call: Call, fleet: Fleet) -> None:
+    call("plan", "hf:org/name", "--backend", "vllm-cuda", "--gpu", "0", "--gpu", "1", "-o", "dtype=half")
+    assert fleet.requests[0].model == "hf:org/name"
+    assert fleet.requests[0].options == EngineOptions(backend=Backend.VLLM_CUDA, gpus=(0, 1), dtype="half")
+
+
+def test_a_refused_plan_is_an_answer_with_an_exit_code(call: Call) -> None:
+    result = call("plan", "/models/refused.gguf")
+    assert result.exit_code == ExitCode.REFUSED
+    assert REFUSAL in result.stdout
+    as_json = call("plan", "/models/refused.gguf", "--json")
+    assert as_json.exit_code == ExitCode.REFUSED
+    assert PlanReport.model_validate_json(as_json.stdout).accepted is False
+
+
+def test_logs_prints_all_or_the_last(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    fleet.log_lines = [f"line {number}" for number in range(2500)]
+    assert call("logs", "small").stdout.splitlines() == fleet.log_lines
+    assert call("logs", "small", "-n", "2").stdout.splitlines() == ["line 2498", "line 2499"]
+    assert call("logs", "small", "-n", "0").stdout == ""
+    line = json.loads(call("logs", "small", "-n", "1", "--json", "--replica", "r1").stdout)
+    assert line == {"replica_id": "r1", "line": "line 2499"}
+    assert call("logs", "small", "--replica", "r9").exit_code == ExitCode.USAGE
+    assert call("logs", "nobody").exit_code == ExitCode.USAGE
+
+
+def test_chat_answers_one_message(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    result = call("chat", "-m", "hi", "--system", "be kind", "--temperature", "0", "--max-tokens", "9")
+    assert result.exit_code == ExitCode.OK, result.output
+    # No terminal: the answer goes out as it came, and nothing else does.
+    assert result.stdout == "Hello there, \x1b[31mred [bold]friend[/bold].\n"
+    assert result.stderr == ""
+    body = fleet.chats[0]
+    assert body["model"] == "small"
+    assert body["messages"] == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert (body["temperature"], body["max_tokens"]) == (0, 9)
+
+
+def test_chat_reads_its_message_from_stdin(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    assert call("chat", "small", typed="what is this?\n").exit_code == ExitCode.OK
+    assert fleet.chats[0]["messages"] == [{"role": "user", "content": "what is this?\n"}]
+
+
+def test_chat_as_json_has_the_figures(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    answer = json.loads(call("chat", "-m", "hi", "--json").stdout)
+    assert answer["tokens"] == 12
+    assert answer["prompt_tokens"] == 4
+    assert answer["finish_reason"] == "stop"
+    assert 0 < answer["ttft_s"] <= answer["total_s"]
+    # Eleven gaps in the time of five pauses of 5 ms or more.
+    assert 0 < answer["tokens_per_s"] < 11 / 0.025
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b")])
+def test_chat_asks_which_when_it_cannot_know(call: Call, fleet: Fleet, names: tuple[str, ...]) -> None:
+    for name in names:
+        fleet.models[name] = ready(name)
+    result = call("chat", "-m", "hi")
+    assert result.exit_code == ExitCode.USAGE
+    for name in names:
+        assert name in result.stderr
+
+
+def test_chat_passes_on_what_the_server_refuses(call: Call) -> None:
+    result = call("chat", "nobody", "-m", "hi")
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr == "error: no such model\n"
+
+
+@pytest.mark.parametrize("arguments", [("-m", " "), ("--json",)])
+def test_chat_needs_something_to_say(call: Call, arguments: tuple[str, ...]) -> None:
+    assert call("chat", "small", *arguments, typed="").exit_code == ExitCode.USAGE
+
+
+def test_bench_prints_a_table_and_writes_json(call: Call, fleet: Fleet, tmp_path: Path) -> None:
+    fleet.models["small"] = ready("small")
+    file = tmp_path / "result.json"
+    result = call("bench", "--streams", "1,2", "--requests", "2", "--json", str(file))
+    assert result.exit_code == ExitCode.OK, result.output
+    assert "llama-server-cpu" in result.stdout
+    assert "stable" in result.stdout
+    report = json.loads(file.read_text())
+    assert [level["streams"] for level in report["levels"]] == [1, 2]
+    assert [level["requests"] for level in report["levels"]] == [2, 4]
+    assert report["levels"][1]["output_tokens"] == 4 * 12
+    assert report["about"]["backend"] == "llama-server-cpu"
+    assert report["about"]["context"] == 2048
+    assert report["about"]["stability"] == "stable"
+    assert KEY not in file.read_text()
+
+
+def test_bench_to_stdout_is_json_alone(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = ready("small")
+    result = call("bench", "--streams", "1", "--requests", "1", "--json", "-")
+    assert json.loads(result.stdout)["model"] == "small"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--streams", "0"), ("--streams", "one"), ("--streams", ""), ("--model", "nobody"), ("--json", "/no/x")],
+)
+def test_bench_refuses_what_cannot_work(call: Call, fleet: Fleet, arguments: tuple[str, ...]) -> None:
+    fleet.models["small"] = ready("small")
+    assert call("bench", *arguments).exit_code == ExitCode.USAGE
+
+
+def test_the_version_is_the_packages(call: Call) -> None:
+    assert call("--version").stdout == f"xgen-ray {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "plan m"])
+def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command: str) -> None:
+    result = call(*command.split(), env={"XGEN_RAY_API_KEY": "not-the-key"})
+    assert result.exit_code == ExitCode.UNAUTHORISED
+    assert "XGEN_RAY_API_KEY" in result.stderr
+    assert "not-the-key" not in result.output
+
+
+@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "chat -m hi", "bench"])
+def test_no_server_ends_every_command_alike(call: Call, command: str) -> None:
+    result = call(*command.split(), env={"XGEN_RAY_URL": "http://127.0.0.1:9"})
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert "xgen-ray up" in result.stderr
+    assert result.stdout == ""

@@ -1,0 +1,1 @@
+"""Stand-ins for vendors' native libraries, built from C for the tests."""

@@ -1,0 +1,571 @@
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import tqdm
+from rich.console import Console
+
+from tests.fakes.hub import Announced, Repo, StandInHub
+from tests.models.build import LLAMA_CONFIG, safetensors, write_gguf
+from xgen_ray.errors import (
+    BadModelFile,
+    DiskFull,
+    DownloadFailed,
+    InvalidRequest,
+    ModelNotFound,
+    XgenRayError,
+)
+from xgen_ray.models import DownloadProgress, ModelTask, download, inspect, parse_source, progress_bar
+from xgen_ray.models.transfer import BlobTransfer, Meter, Site
+
+BIG = "m.Q4_K_M.gguf"
+SIZE = 4_000_000
+
+
+@pytest.fixture
+def hub() -> Iterator[StandInHub]:
+    with StandInHub().running() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = write_gguf(tmp_path_factory.mktemp("gguf") / BIG, elements=SIZE // 4)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fetch(hub: StandInHub, cache: Path) -> Callable[..., Path]:
+    def fetch(source: str, **options: Any) -> Path:
+        return download(parse_source(source), cache, endpoint=hub.endpoint, **{"timeout_s": 5.0, **options})
+
+    return fetch
+
+
+def st_repo() -> Repo:
+    weights = safetensors({"a": ("F32", [300_000], 1_200_000)})
+    return Repo(
+        {
+            "config.json": json.dumps(LLAMA_CONFIG).encode(),
+            "model-00001-of-00002.safetensors": weights,
+            "model-00002-of-00002.safetensors": safetensors({"b": ("F32", [2], 8)}),
+            "model.safetensors.index.json": json.dumps(
+                {"weight_map": {f"{n}": f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}}
+            ).encode(),
+            "tokenizer.json": b"{}",
+            "1_Pooling/config.json": b"{}",
+            "pytorch_model.bin": b"pickle",
+            "modeling_evil.py": b"import os",
+        }
+    )
+
+
+class TestWhatArrives:
+    def test_a_gguf_file_that_can_be_read(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path, gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes, "README.md": b"hello"})
+        path = fetch("hf:o/n")
+        assert path == cache / "models--o--n" / "snapshots" / hub.repos["o/n"].commit / BIG
+        assert path.read_bytes() == gguf_bytes
+        assert inspect(path).layer_count == 4
+        assert sorted(file.name for file in path.parent.iterdir()) == [BIG]
+
+    def test_a_whole_huggingface_folder_without_pickles_and_code(
+        self, hub: StandInHub, fetch: Callable[..., Path]
+    ) -> None:
+        hub.repos["o/n"] = st_repo()
+        folder = fetch("hf:o/n")
+        names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        assert names == set(st_repo().files) - {"pytorch_model.bin", "modeling_evil.py"}
+        facts = inspect(folder)
+        assert (facts.task, facts.weight_bytes, facts.layer_count) == (ModelTask.GENERATE, 1_200_008, 4)
+        assert not hub.requests("GET", "pytorch_model.bin")
+
+    def test_all_parts_of_a_split_file(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        names = [f"q/m-0000{part}-of-00002.gguf" for part in (1, 2)]
+        hub.repos["o/n"] = Repo({names[0]: gguf_bytes, names[1]: b"second", "other.gguf": b"no"})
+        path = fetch(f"hf:o/n:{names[1]}")
+        assert path.name == "m-00001-of-00002.gguf"
+        assert sorted(file.name for file in path.parent.iterdir()) == [name.split("/")[1] for name in names]
+
+    def test_a_revision(self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        commit = hub.repos["o/n"].commit
+        assert fetch(f"hf:o/n@{commit}:{BIG}").parent.name == commit
+        with pytest.raises(ModelNotFound, match="no revision v9"):
+            fetch("hf:o/n@v9")
+
+    def test_nothing_a_second_time(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        first = fetch("hf:o/n")
+        hub.seen.clear()
+        assert fetch("hf:o/n") == first
+        assert not hub.requests("GET", BIG)
+
+    def test_two_at_once_fetch_each_file_once(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        release = hub.faults.stall[BIG] = threading.Event()
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(fetch, "hf:o/n")
+            assert hub.stalled.wait(10)
+            second = pool.submit(fetch, "hf:o/n")
+            release.set()
+            assert first.result(20) == second.result(20)
+        assert len(hub.requests("GET", f"storage/o/n/{BIG}")) == 1
+
+
+class TestProgress:
+    def test_is_reported_over_all_files_from_the_calling_thread(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.stall[BIG] = threading.Event()
+        seen: list[DownloadProgress] = []
+        threads = set()
+
+        def show(progress: DownloadProgress) -> None:
+            threads.add(threading.get_ident())
+            seen.append(progress)
+            if 0 < progress.done_bytes < progress.total_bytes:
+                hub.faults.stall[BIG].set()
+
+        fetch("hf:o/n", on_progress=show)
+        assert threads == {threading.get_ident()}
+        assert {progress.total_bytes for progress in seen} == {len(gguf_bytes)}
+        done = [progress.done_bytes for progress in seen]
+        assert done == sorted(done)
+        assert done[-1] == len(gguf_bytes)
+        assert any(0 < count < len(gguf_bytes) for count in done)
+        assert seen[-1].message == f"{BIG} (the only GGUF model in the repository)"
+
+    def test_that_fails_ends_the_download(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+
+        def show(_: DownloadProgress) -> None:
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            fetch("hf:o/n", on_progress=show)
+
+    def test_becomes_a_bar(self) -> None:
+        console = Console(file=io.StringIO(), force_terminal=True, width=120)
+        with progress_bar("hf:o/n [x]", console) as show:
+            show(DownloadProgress(2**20, 4 * 2**20))
+            show(DownloadProgress(4 * 2**20, 4 * 2**20, "m.gguf [bold] (why)"))
+        output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]  # StringIO
+        assert "m.gguf [bold] (why)" in output
+        assert "4.0/4.0 MiB" in output
+
+
+class TestInterruptions:
+    def test_a_dropped_connection_goes_on_where_it_stopped(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.drop_after[BIG] = [1_000_000, 500_000]
+        assert fetch("hf:o/n").read_bytes() == gguf_bytes
+        ranges = [seen.range for seen in hub.requests("GET", f"storage/o/n/{BIG}")]
+        assert ranges == [None, "bytes=1000000-", "bytes=1500000-"]
+
+    def test_a_new_attempt_goes_on_where_the_last_one_stopped(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path, gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        cancel = threading.Event()
+        hub.faults.stall[BIG] = threading.Event()
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(fetch, "hf:o/n", cancel=cancel)
+            assert hub.stalled.wait(10)
+            cancel.set()
+            with pytest.raises(DownloadFailed, match="cancelled"):
+                running.result(10)
+        hub.faults.stall.pop(BIG).set()
+        partial = next((cache / "models--o--n" / "blobs").glob("*.partial"))
+        hub.seen.clear()
+        assert fetch("hf:o/n").read_bytes() == gguf_bytes
+        asked = hub.requests("GET", f"storage/o/n/{BIG}")[-1].range
+        assert asked is not None
+        assert int(asked.removeprefix("bytes=").rstrip("-")) > 0
+        assert not partial.exists()
+
+    def test_a_server_that_knows_no_ranges_starts_over(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.drop_after[BIG] = [1_000_000]
+        hub.faults.ignore_range = True
+        assert fetch("hf:o/n").read_bytes() == gguf_bytes
+
+    def test_a_partial_file_with_wrong_bytes_is_found_out_and_mended(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path, gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        blobs = cache / "models--o--n" / "blobs"
+        blobs.mkdir(parents=True)
+        partial = blobs / f"{hub.repos['o/n'].etag(BIG)}.partial"
+        partial.write_bytes(b"x" * 1_000_000)
+        with pytest.raises(DownloadFailed, match="checksum"):
+            fetch("hf:o/n")
+        assert not partial.exists()
+        assert fetch("hf:o/n").read_bytes() == gguf_bytes
+
+    def test_a_partial_file_that_is_too_long_starts_over(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path, gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        blobs = cache / "models--o--n" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / f"{hub.repos['o/n'].etag(BIG)}.partial").write_bytes(bytes(len(gguf_bytes) + 1))
+        assert fetch("hf:o/n").read_bytes() == gguf_bytes
+
+    def test_corrupt_bytes_are_never_kept(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path, gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.corrupt.add(BIG)
+        with pytest.raises(DownloadFailed, match=r"checksum .* try again"):
+            fetch("hf:o/n")
+        assert not list((cache / "models--o--n" / "blobs").iterdir())
+
+    def test_the_library_itself_keeps_nothing_of_an_interrupted_file(
+        self, hub: StandInHub, cache: Path, gguf_bytes: bytes
+    ) -> None:
+        """Why transfers are our own. Once this fails, the library resumes and they can go."""
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+
+        class Interrupting(tqdm):
+            def update(self, n: float | None = 1) -> bool | None:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            hf_hub_download("o/n", BIG, cache_dir=cache, endpoint=hub.endpoint, tqdm_class=Interrupting)
+        assert not list((cache / "models--o--n" / "blobs").iterdir())
+
+    def test_passing_failures_are_tried_again(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.statuses["storage"] = [503]
+        assert fetch("hf:o/n").read_bytes() == gguf_bytes
+
+    def test_lasting_failures_are_not(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.statuses["storage"] = [403]
+        with pytest.raises(DownloadFailed, match="refuses access"):
+            fetch("hf:o/n")
+
+
+class TestCancelling:
+    def test_ends_at_once_even_when_no_byte_comes(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.stall[BIG] = threading.Event()
+        cancel = threading.Event()
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(fetch, "hf:o/n", cancel=cancel, timeout_s=60.0)
+            assert hub.stalled.wait(10)
+            cancel.set()
+            started = time.perf_counter()
+            with pytest.raises(DownloadFailed, match=rf"cancelled at \d+ of {len(gguf_bytes)} bytes"):
+                running.result(10)
+            assert time.perf_counter() - started < 2
+
+    def test_before_it_begins(self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.stall[BIG] = threading.Event()
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(DownloadFailed, match="cancelled"):
+            fetch("hf:o/n", cancel=cancel)
+
+    def test_leaves_threads_that_end_by_themselves(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.stall[BIG] = threading.Event()
+        cancel = threading.Event()
+        earlier = set(threading.enumerate())
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(fetch, "hf:o/n", cancel=cancel, timeout_s=1.0)
+            assert hub.stalled.wait(10)
+            cancel.set()
+            with pytest.raises(DownloadFailed):
+                running.result(10)
+        for thread in set(threading.enumerate()) - earlier:
+            if thread.name == "model-download":
+                thread.join(10)
+                assert not thread.is_alive()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("repo", "source", "kind", "reason"),
+        [
+            (None, "hf:o/none", ModelNotFound, "no repository o/none .*Check the name"),
+            (Repo({BIG: b"x"}, token="secret"), "hf:o/n", ModelNotFound, "if it is private, give a token"),
+            (
+                Repo({BIG: b"x"}, gated=True),
+                "hf:o/n",
+                DownloadFailed,
+                "gated .*Accept its terms at http.*/o/n",
+            ),
+            (Repo({BIG: b"x"}), "hf:o/n:other.gguf", ModelNotFound, "no file other"),
+            (Repo({"a.gguf": b"x", "b.gguf": b"x"}), "hf:o/n", InvalidRequest, r"a\.gguf, b\.gguf"),
+            (Repo({"pytorch_model.bin": b"x"}), "hf:o/n", BadModelFile, "runs code"),
+            (
+                Repo({BIG: b"x", "../../evil.json": b"x"}),
+                "hf:o/n",
+                DownloadFailed,
+                "points out of its folder",
+            ),
+        ],
+    )
+    def test_by_the_repository(
+        self,
+        hub: StandInHub,
+        fetch: Callable[..., Path],
+        repo: Repo | None,
+        source: str,
+        kind: type[XgenRayError],
+        reason: str,
+    ) -> None:
+        if repo is not None:
+            hub.repos["o/n"] = repo
+        with pytest.raises(kind, match=reason):
+            fetch(source)
+
+    @pytest.mark.parametrize(
+        ("status", "reason"),
+        [
+            (401, "refuses access to hf:o/n .*token"),
+            (403, "refuses access to hf:o/n .*token"),
+            (404, "HTTP 404"),
+            (429, r"how often .*Wait"),
+            (500, "HTTP 500"),
+            (418, "HTTP 418"),
+        ],
+    )
+    def test_by_the_hub(self, hub: StandInHub, fetch: Callable[..., Path], status: int, reason: str) -> None:
+        hub.repos["o/n"] = Repo({BIG: b"x"})
+        hub.faults.statuses["api/models"] = [status]
+        with pytest.raises((DownloadFailed, ModelNotFound), match=reason):
+            fetch("hf:o/n")
+
+    def test_by_something_that_is_no_hub(self, hub: StandInHub, fetch: Callable[..., Path]) -> None:
+        hub.repos["o/n"] = Repo({BIG: b"x"})
+        hub.faults.not_json = True
+        with pytest.raises(DownloadFailed, match=r"not a hub's.*Check the endpoint"):
+            fetch("hf:o/n")
+
+    def test_a_token_opens_a_private_repository_and_does_not_leave_the_hub(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes}, token="secret")
+        assert fetch("hf:o/n", token="secret").read_bytes() == gguf_bytes
+        assert all(seen.authorized for seen in hub.seen if seen.host.startswith("127.0.0.1"))
+        elsewhere = [seen for seen in hub.seen if seen.host.startswith("localhost")]
+        assert elsewhere
+        assert not any(seen.authorized for seen in elsewhere)
+
+    def test_a_local_path(self, cache: Path) -> None:
+        with pytest.raises(InvalidRequest, match="local path"):
+            download(parse_source("/models/m.gguf"), cache)
+
+
+class TestWithoutTheHub:
+    def nowhere(self, hub: StandInHub, cache: Path, source: str = "hf:o/n") -> Path:
+        """Ask again once nobody listens any more."""
+        return download(parse_source(source), cache, endpoint=hub.endpoint, timeout_s=2.0)
+
+    def test_what_is_complete_is_used(self, cache: Path, gguf_bytes: bytes) -> None:
+        with StandInHub().running() as hub:
+            hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+            hub.repos["o/st"] = st_repo()
+            first = [
+                download(parse_source(source), cache, endpoint=hub.endpoint)
+                for source in ("hf:o/n", "hf:o/st", f"hf:o/n@{hub.repos['o/n'].commit}")
+            ]
+        again = [self.nowhere(hub, cache), self.nowhere(hub, cache, "hf:o/st"), self.nowhere(hub, cache)]
+        assert first == again
+
+    def test_a_hub_that_is_down_is_as_good_as_none(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        path = fetch("hf:o/n")
+        hub.faults.statuses["api"] = [503] * 9
+        assert fetch("hf:o/n") == path
+
+    def test_what_is_incomplete_is_not_used(self, cache: Path) -> None:
+        with StandInHub().running() as hub:
+            hub.repos["o/st"] = st_repo()
+            folder = download(parse_source("hf:o/st"), cache, endpoint=hub.endpoint)
+        (folder / "model-00002-of-00002.safetensors").unlink()
+        with pytest.raises(DownloadFailed, match="cache does not hold all of it"):
+            self.nowhere(hub, cache, "hf:o/st")
+
+    def test_with_nothing_in_the_cache_it_says_so(self, cache: Path) -> None:
+        with StandInHub().running() as hub:
+            pass
+        with pytest.raises(DownloadFailed, match=rf"from {hub.endpoint}: .*Check the network"):
+            self.nowhere(hub, cache)
+
+    def test_a_hub_that_never_answers_is_given_up(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.silent["api/models/o/n"] = threading.Event()
+        started = time.perf_counter()
+        with pytest.raises(DownloadFailed, match="did not answer in time"):
+            fetch("hf:o/n", timeout_s=0.2)
+        assert time.perf_counter() - started < 10
+
+    def test_a_hub_that_falls_silent_is_given_up(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        hub.faults.silent["resolve"] = threading.Event()
+        with pytest.raises(DownloadFailed, match=r"nothing happened for 2 s\. Check the network"):
+            fetch("hf:o/n", timeout_s=0.2)
+
+
+def test_files_beyond_plain_http_are_left_to_the_library(
+    hub: StandInHub, cache: Path, gguf_bytes: bytes
+) -> None:
+    hub.repos["o/n"] = repo = Repo({BIG: gguf_bytes})
+    site = Site(parse_source("hf:o/n"), "o/n", repo.commit, hub.endpoint, None, cache, 5.0)
+    meter = Meter()
+    BlobTransfer(site, BIG, meter, threading.Event(), http_limit_bytes=1000).run()
+    assert (site.snapshot / BIG).read_bytes() == gguf_bytes
+    assert meter.of(BIG) == len(gguf_bytes)
+
+
+class TestAFullDisk:
+    def test_is_foreseen_before_anything_is_written(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: Announced(2**60)})
+        with pytest.raises(DiskFull, match=rf"needs {2**60} more bytes; {cache} has \d+ bytes free"):
+            fetch("hf:o/n")
+        assert not cache.exists()
+        assert not hub.requests("GET", "resolve")
+
+    def test_counts_what_is_there_already(
+        self, hub: StandInHub, fetch: Callable[..., Path], cache: Path
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: Announced(2**60)})
+        partial = cache / "models--o--n" / "blobs" / f"{hub.repos['o/n'].etag(BIG)}.partial"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"x" * 1000)
+        with pytest.raises(DiskFull, match=f"needs {2**60 - 1000} more bytes"):
+            fetch("hf:o/n")
+
+    def test_that_comes_about_on_the_way_gives_its_space_back(
+        self, hub: StandInHub, cache: Path, gguf_bytes: bytes
+    ) -> None:
+        """A child with a limit on the size of files: the system refuses the write as a full disk does."""
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, hub.endpoint, str(cache)],
+            preexec_fn=limit_file_size,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert child.stdout.startswith("DiskFull hf:o/n needs more than that"), child.stderr
+        assert not list((cache / "models--o--n" / "blobs").iterdir())
+
+    @pytest.mark.skipif(
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
+        reason="no private mounts here",
+    )
+    @pytest.mark.parametrize(("size", "needs"), [("3m", r"\d+ more bytes"), ("7m", "more than that")])
+    def test_of_a_few_megabytes_for_real(
+        self, hub: StandInHub, cache: Path, gguf_bytes: bytes, size: str, needs: str
+    ) -> None:
+        """File systems of their own: one is too small from the start, one fills up on the way."""
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        filled = hub.faults.stall[BIG] = threading.Event()
+        cache.mkdir()
+        script = 'mount -t tmpfs -o size="$1" none "$2" && exec "$3" -c "$4" "$5" "$2"'
+        arguments = [size, str(cache), sys.executable, CHILD, hub.endpoint]
+        with subprocess.Popen(
+            ["unshare", "-rm", "sh", "-c", script, "sh", *arguments], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            lines = []
+            for line in child.stdout:
+                lines.append(line)
+                filled.set()
+        assert re.match(rf"DiskFull hf:o/n needs {needs}; .* has \d+ bytes free", lines[-1])
+        assert lines[:-1] == (["filled, 1 partial file\n", "0 partial files\n"] if size == "7m" else [])
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from xgen_ray.errors import DiskFull
+from xgen_ray.models import download, parse_source
+cache = Path(sys.argv[2])
+def fill(progress):
+    if progress.done_bytes and cache.is_mount() and not (cache / "filler").exists():
+        with (cache / "filler").open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(65536)):
+                    pass
+            except OSError:
+                print("filled,", len(list(cache.rglob("*.partial"))), "partial file", flush=True)
+try:
+    download(parse_source("hf:o/n"), cache, fill, endpoint=sys.argv[1])
+except DiskFull as error:
+    if (cache / "filler").exists():
+        print(len(list(cache.rglob("*.partial"))), "partial files")
+    print("DiskFull", error)
+"""
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: StandInHub, tmp_path: Path, gguf_bytes: bytes) -> None:
+    hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadFailed, match=r"Check the cache directory"):
+        download(parse_source("hf:o/n"), tmp_path / "file" / "cache", endpoint=hub.endpoint)
+
+
+def test_importing_models_does_not_import_the_hubs_client() -> None:
+    code = "import sys, xgen_ray.models; sys.exit('httpx2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ}).returncode == 0

@@ -1,0 +1,196 @@
+"""Nothing outlives its owner: not when the owner, the guard or the keeper is killed, in any order."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.conftest import EngineMaker, python
+from tests.process.watching import Deaths, eventually, guards_of
+from xgen_ray.process import FailureClass
+
+REPOSITORY = Path(__file__).parents[2]
+SOON_S = 3.0
+
+
+@pytest.fixture
+def owner() -> Iterator[subprocess.Popen[str]]:
+    """``owner.py``, starting, in a session of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.process.owner"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["the owner", "its group, as Ray does"])
+def test_an_owner_killed_takes_everything_along(
+    owner: subprocess.Popen[str], kill: Callable[[int, int], None], deaths: Deaths
+) -> None:
+    """Whatever the child does, whichever guard dies with the owner, whoever has a copy of its sockets."""
+    assert owner.stdout is not None
+    told = json.loads(owner.stdout.readline())
+    plain, deaf, loses_guard, loses_keeper = told["families"]
+    deaths.watch(*plain, *deaf, *loses_guard, *loses_keeper)
+    try:
+        os.kill(loses_keeper[3], signal.SIGKILL)
+        kill(owner.pid, signal.SIGKILL)
+        kill_all([loses_guard[2]])
+        survivors = deaths.survivors(SOON_S)
+        assert survivors == set(), f"of {told['families']}"
+        for bystander in told["bystanders"]:
+            os.kill(bystander, 0)
+    finally:
+        kill_all([*told["bystanders"], *deaths.alive()])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["guard", "keeper"])
+async def test_either_guard_killed_takes_everything_along(
+    engine: EngineMaker, deaths: Deaths, tmp_path: Path, which: int
+) -> None:
+    """A killed keeper is what Ray's worker leaves of its direct children when it ends in good order."""
+    pids = tmp_path / "pids"
+    async with engine("--spawn-grandchild", "--pid-file", str(pids)) as child:
+        await child.wait_ready()
+        assert child.pid is not None
+        guards = guards_of(child.pid)
+        deaths.watch(*map(int, pids.read_text().split()))
+        os.kill(guards[which], signal.SIGKILL)
+        await asyncio.wait_for(child.wait(), SOON_S)
+        assert deaths.alive() == set()
+    # The other guard may be on its last instructions.
+    for guard in guards:
+        with contextlib.suppress(ProcessLookupError):
+            deaths.watch(guard)
+    assert deaths.survivors(SOON_S) == set()
+
+
+async def test_both_guards_killed_take_the_child_along(engine: EngineMaker, deaths: Deaths) -> None:
+    """Nobody is left to look for workers, but the kernel itself ends the child."""
+    async with engine("--ignore-term") as child:
+        await child.wait_ready()
+        assert child.pid is not None
+        deaths.watch(child.pid)
+        guard, keeper = guards_of(child.pid)
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(guard, signal.SIGKILL)
+        os.kill(keeper, signal.SIGKILL)
+        assert deaths.survivors(SOON_S) == set()
+
+
+def test_an_owner_that_stops_first_is_no_owner_in_time(tmp_path: Path, deaths: Deaths) -> None:
+    """An owner that dies between the start of the guard and its first message leaves no guard."""
+    code = """
+import os, socket, subprocess, sys
+from xgen_ray.process import guard
+ours, theirs = socket.socketpair()
+child = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, str(theirs.fileno()), str(os.getpid())],
+                         pass_fds=[theirs.fileno()], start_new_session=True, stdout=2)
+print(child.pid, flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), 9)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        deaths.watch(int(process.stdout.readline()))
+        process.communicate("\n")
+    assert deaths.survivors(SOON_S) == set()
+
+
+async def test_a_killed_guard_is_diagnosed(engine: EngineMaker, deaths: Deaths) -> None:
+    async with engine() as child:
+        await child.wait_ready()
+        assert child.pid is not None
+        deaths.watch(child.pid)
+        guard, _ = guards_of(child.pid)
+        os.kill(guard, signal.SIGKILL)
+        failure = await asyncio.wait_for(child.wait(), SOON_S)
+        assert (failure.failure, failure.exit_code) == (FailureClass.KILLED, -signal.SIGKILL)
+        assert "guard" in failure.message
+        assert deaths.alive() == set()
+
+
+async def test_ctrl_c_is_the_owners_to_decide(engine: EngineMaker) -> None:
+    async with engine() as child:
+        await child.wait_ready()
+        assert child.pid is not None
+        for guard in guards_of(child.pid):
+            os.kill(guard, signal.SIGINT)
+            os.kill(guard, signal.SIGHUP)
+        await child.wait_ready()
+        assert child.exit_code is None
+        assert os.getsid(child.pid) != os.getsid(0)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["guard", "keeper"])
+async def test_term_to_either_guard_ends_the_child_in_good_order(engine: EngineMaker, which: int) -> None:
+    async with engine() as child:
+        await child.wait_ready()
+        assert child.pid is not None
+        os.kill(guards_of(child.pid)[which], signal.SIGTERM)
+        failure = await asyncio.wait_for(child.wait(), SOON_S)
+    assert failure.exit_code == 0
+    assert failure.failure is FailureClass.CRASHED, "nobody had asked this owner for it"
+
+
+def test_a_loop_that_ends_without_stopping_leaves_nothing(engine: EngineMaker, deaths: Deaths) -> None:
+    async def careless() -> None:
+        child = engine()
+        await child.start()
+        assert child.pid is not None
+        deaths.watch(child.pid, *guards_of(child.pid))
+
+    asyncio.run(careless())
+    assert deaths.survivors(SOON_S) == set()
+
+
+async def test_workers_of_a_dead_engine_go_with_it(tmp_path: Path, deaths: Deaths) -> None:
+    """A main process that dies leaves workers in sessions of their own, some of them grandchildren whose
+    parent has gone before."""
+    pids = tmp_path / "pids"
+    worker = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); time.sleep(60)"
+    )
+    code = f"""
+import os, subprocess, sys, time
+command = [sys.executable, "-c", {worker!r}, {str(pids)!r}]
+subprocess.Popen(command, start_new_session=True)
+if os.fork() == 0:
+    os.setsid()
+    subprocess.Popen(command, start_new_session=True)
+    os._exit(0)
+time.sleep(60)
+"""
+
+    def all_up() -> bool:
+        return pids.exists() and pids.read_text().count("\n") == 2
+
+    async with python(code) as child:
+        await eventually(all_up)
+        assert child.pid is not None
+        workers = [int(pid) for pid in pids.read_text().split()]
+        deaths.watch(*workers)
+        os.kill(child.pid, signal.SIGKILL)
+        failure = await asyncio.wait_for(child.wait(), SOON_S)
+        assert deaths.alive() == set()
+    assert failure.failure is FailureClass.KILLED

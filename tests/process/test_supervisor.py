@@ -1,0 +1,534 @@
+"""Life cycle of real children."""
+
+import asyncio
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import uvloop
+
+from tests.process.conftest import DEAF, EngineMaker, python, started
+from tests.process.watching import Deaths, eventually, guards_of
+from xgen_ray.errors import EngineFailed, WrongState
+from xgen_ray.process import ChildProcess, FailureClass, LaunchSpec, LogRing, Readiness, free_port, stop_all
+
+SOON_S = 5.0
+
+
+async def test_starts_becomes_ready_and_stops(engine: EngineMaker, deaths: Deaths) -> None:
+    child = engine("--ready-after", "0.1")
+    async with child:
+        await child.wait_ready()
+        assert child.pid is not None
+        assert child.exit_code is None
+        deaths.watch(child.pid, *guards_of(child.pid))
+        assert "fake engine listens" in child.logs.tail()[0]
+        await child.wait_ready()
+    assert child.exit_code == 0
+    failure = await child.wait()
+    assert failure.failure is FailureClass.STOPPED
+    assert deaths.alive() == set()
+
+
+async def test_what_the_child_is_given(tmp_path: Path) -> None:
+    code = """
+import json, os, signal, sys
+print(json.dumps({
+    "env": dict(os.environ), "cwd": os.getcwd(), "argv": sys.argv[1:], "stdin": sys.stdin.read(),
+    "fds": sorted(map(int, os.listdir("/proc/self/fd")))[:-1], "leads": os.getpgid(0) == os.getpid(),
+    "int": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+    "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+}))
+"""
+    arguments = ("plain", "with space", 'quote"', "한글", "")
+    spec = LaunchSpec(
+        (sys.executable, "-c", code, *arguments),
+        env={"ADDED": "1\n2", "CHANGED": "new", "REMOVED": None, "NEVER_THERE": None},
+        cwd=str(tmp_path),
+    )
+    base = {"KEPT": "yes", "CHANGED": "old", "REMOVED": "x", "LD_LIBRARY_PATH": "", "BYTES": "\udcff"}
+    async with ChildProcess(spec, base_env=base) as child:
+        await child.wait()
+        told = json.loads(child.logs.tail()[-1])
+    env = {name: value for name, value in told["env"].items() if name != "LC_CTYPE"}  # Python's own
+    assert env == {
+        "KEPT": "yes",
+        "CHANGED": "new",
+        "ADDED": "1\n2",
+        "LD_LIBRARY_PATH": "",
+        "BYTES": "\udcff",
+    }
+    assert told["cwd"] == str(tmp_path)
+    assert tuple(told["argv"]) == arguments
+    assert told["stdin"] == ""
+    assert told["fds"] == [0, 1, 2]
+    assert told["leads"]
+    assert told["int"]
+    assert told["blocked"] == 0
+
+
+async def test_a_large_environment_fits() -> None:
+    """Larger than any socket buffer: a pod in a large cluster has thousands of service variables."""
+    base = {f"SERVICE_{number}": "x" * 200 for number in range(5000)}
+    spec = LaunchSpec((sys.executable, "-c", "import os; print(len(os.environ) >= 5000)"))
+    async with ChildProcess(spec, base_env=base) as child:
+        await child.wait()
+        assert child.logs.tail() == ("True",)
+
+
+async def test_without_cwd_the_child_runs_where_its_owner_does() -> None:
+    async with python("import os; print(os.getcwd())") as child:
+        await child.wait()
+        assert child.logs.tail() == (str(Path.cwd()),)
+
+
+async def test_term_ignored_means_kill(deaths: Deaths) -> None:
+    async with python(DEAF) as child:
+        deaths.watch(await started(child))
+        before = time.monotonic()
+        await child.stop(grace_s=0.3)
+        took_s = time.monotonic() - before
+        assert deaths.alive() == set()
+    assert child.exit_code == -signal.SIGKILL
+    failure = await child.wait()
+    assert failure.failure is FailureClass.STOPPED
+    assert "was killed" in failure.message
+    assert child.logs.tail() == ("up", "TERM is ignored")
+    assert 0.3 <= took_s < SOON_S
+
+
+async def test_the_shortest_grace_asked_for_counts() -> None:
+    async with python(DEAF, stop_grace_s=60.0) as child:
+        await started(child)
+        patient = asyncio.create_task(child.stop())
+        await eventually(lambda: "TERM is ignored" in child.logs.tail())
+        assert not patient.done()
+        await asyncio.wait_for(asyncio.gather(child.stop(0.1), child.stop(30)), SOON_S)
+        await patient
+
+
+async def test_stop_reaches_a_deaf_grandchild_in_its_own_session(
+    engine: EngineMaker, deaths: Deaths, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    async with engine("--spawn-grandchild", "--pid-file", str(pids)) as child:
+        await child.wait_ready()
+        _, grandchild = map(int, pids.read_text().split())
+        deaths.watch(grandchild)
+        await child.stop()
+        assert deaths.alive() == set()
+
+
+async def test_stop_before_and_without_a_start(engine: EngineMaker) -> None:
+    child = engine()
+    await child.stop()
+    await child.stop()
+    with pytest.raises(WrongState, match="runs once"):
+        await child.start()
+    with pytest.raises(WrongState, match="not started"):
+        await child.wait_ready()
+
+
+async def test_a_second_start_does_nothing_and_a_run_is_one_run(engine: EngineMaker) -> None:
+    child = engine()
+    async with child:
+        pid = child.pid
+        await child.start()
+        assert child.pid == pid
+        await child.wait_ready()
+    with pytest.raises(WrongState, match="runs once"):
+        await child.start()
+    with pytest.raises(EngineFailed, match="Stopped as asked"):
+        await child.wait_ready()
+
+
+async def test_an_end_by_itself_is_no_success_whatever_the_code() -> None:
+    async with python("print('all done')") as child:
+        failure = await child.wait()
+    assert (failure.failure, failure.exit_code) == (FailureClass.CRASHED, 0)
+    assert failure.evidence == "all done"
+    assert failure.log_tail == ("all done",)
+
+
+async def test_a_crash_is_classified_by_its_last_words(engine: EngineMaker) -> None:
+    line = "CUDA error: out of memory"
+    async with engine("--print", "loading", "--print", line, "--exit-code", "1") as child:
+        failure = await child.wait()
+    assert (failure.failure, failure.exit_code, failure.evidence) == (FailureClass.OUT_OF_MEMORY, 1, line)
+
+
+async def test_segmentation_fault(engine: EngineMaker) -> None:
+    async with engine("--segv") as child:
+        failure = await child.wait()
+    assert (failure.failure, failure.exit_code) == (FailureClass.CRASHED, -signal.SIGSEGV)
+
+
+async def test_an_exit_after_stop_was_asked_is_no_failure() -> None:
+    code = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+print("CUDA out of memory", flush=True)
+time.sleep(60)
+"""
+    async with python(code) as child:
+        await started(child)
+    assert (await child.wait()).failure is FailureClass.STOPPED
+    assert child.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [
+        (None, 0, "was not found"),
+        ("#!/bin/sh\n", 0o644, "may not be executed"),
+        ("#!/no/such/interpreter\n", 0o755, "interpreter"),
+        ("neither script nor program", 0o755, "not a program"),
+    ],
+)
+async def test_programs_that_cannot_run(tmp_path: Path, content: str | None, mode: int, words: str) -> None:
+    program = tmp_path / "engine"
+    if content is not None:
+        program.write_text(content)
+        program.chmod(mode)
+    child = ChildProcess(LaunchSpec((str(program),)), base_env={})
+    with pytest.raises(EngineFailed, match=words) as caught:
+        await child.start()
+    assert caught.value.failure == FailureClass.MISSING_BINARY
+    assert str(program) in str(caught.value)
+    await child.stop()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (LaunchSpec(("no-such-program-anywhere",)), "no-such-program-anywhere was not found"),
+        (LaunchSpec((sys.executable,), cwd="/no/such/folder"), "cwd"),
+        (LaunchSpec(()), "empty command"),
+        (LaunchSpec((sys.executable, "nul\0byte")), "null byte"),
+        (LaunchSpec((sys.executable,), env={"A=B": "x"}), "illegal environment variable name"),
+    ],
+)
+async def test_commands_that_cannot_run(spec: LaunchSpec, words: str) -> None:
+    with pytest.raises(EngineFailed, match=words):
+        await ChildProcess(spec, base_env=dict(os.environ)).start()
+
+
+async def test_a_program_is_looked_for_on_the_childs_own_path(tmp_path: Path) -> None:
+    program = tmp_path / "my-engine"
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    async with ChildProcess(
+        LaunchSpec(("my-engine",), env={"PATH": str(tmp_path)}), base_env=dict(os.environ)
+    ) as child:
+        await child.wait()
+        assert child.logs.tail() == ("found",)
+
+
+async def test_death_ends_the_wait_for_readiness_at_once(engine: EngineMaker) -> None:
+    line = "error: invalid argument: --mlock"
+    before = time.monotonic()
+    async with engine("--print", line, "--exit-code", "1", deadline_s=60.0) as child:
+        with pytest.raises(EngineFailed, match="does not accept the option --mlock") as caught:
+            await child.wait_ready()
+    assert caught.value.failure == "unknown_flag"
+    assert caught.value.log_tail == (line,)
+    assert time.monotonic() - before < SOON_S
+
+
+async def test_never_ready_tells_the_deadline_and_the_last_answer(engine: EngineMaker) -> None:
+    async with engine("--never-ready", deadline_s=0.75) as child:
+        with pytest.raises(EngineFailed, match=r"not ready after 0\.75 s.*503.*Loading model") as caught:
+            await child.wait_ready()
+        assert caught.value.failure == "not_ready_in_time"
+        assert child.exit_code is None, "that is for the owner to decide"
+    assert child.exit_code == 0
+
+
+async def test_an_unhealthy_answer_is_not_ready_yet_but_told(engine: EngineMaker) -> None:
+    async with engine("--health-status", "500", deadline_s=0.75) as child:
+        with pytest.raises(EngineFailed, match=r"500.*not well"):
+            await child.wait_ready()
+
+
+async def test_a_silent_health_address_does_not_hang_the_wait(engine: EngineMaker) -> None:
+    async with engine("--hang-health", deadline_s=0.75, grace_s=0.0) as child:
+        with pytest.raises(EngineFailed, match=r"not ready after 0\.75 s"):
+            await asyncio.wait_for(child.wait_ready(), SOON_S)
+
+
+async def test_readiness_headers_go_with_each_probe(engine: EngineMaker) -> None:
+    child = engine("--api-key", "sesame")
+    readiness = child.spec.readiness
+    assert readiness is not None
+    for headers, ready in (({"authorization": "Bearer sesame"}, True), ({}, False)):
+        port = free_port()
+        argv = tuple(str(port) if word.isdigit() else word for word in child.spec.argv)
+        url = f"http://127.0.0.1:{port}/v1/models"
+        spec = LaunchSpec(argv, readiness=Readiness(url, 20.0 if ready else 0.75, headers, 0.02))
+        async with ChildProcess(spec, base_env=dict(os.environ)) as keyed:
+            if ready:
+                await keyed.wait_ready()
+            else:
+                with pytest.raises(EngineFailed, match=r"401.*Invalid API Key"):
+                    await keyed.wait_ready()
+
+
+async def test_a_taken_port_is_refused_before_the_start(engine: EngineMaker) -> None:
+    """Otherwise the other's answer would count as this one's readiness."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        child = engine(port=other.getsockname()[1])
+        with pytest.raises(EngineFailed, match="listens at") as caught:
+            await child.start()
+    assert caught.value.failure == "port_in_use"
+    assert child.pid is None
+
+
+async def test_a_port_taken_meanwhile_is_the_childs_own_failure(engine: EngineMaker) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # bound, but it does not listen yet
+        async with engine(port=other.getsockname()[1]) as child:
+            with pytest.raises(EngineFailed) as caught:
+                await child.wait_ready()
+    assert caught.value.failure == "port_in_use"
+
+
+async def test_cancelling_the_owning_task_stops_the_child(deaths: Deaths) -> None:
+    nowhere = Readiness(f"http://127.0.0.1:{free_port()}/health", 60.0)
+    child = python(DEAF, stop_grace_s=0.1, readiness=nowhere)
+
+    async def own() -> None:
+        async with child:
+            await child.wait_ready()
+
+    task = asyncio.create_task(own())
+    await eventually(lambda: bool(child.logs.tail()))
+    assert child.pid is not None
+    deaths.watch(child.pid, *guards_of(child.pid))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, SOON_S)
+    assert deaths.alive() == set()
+
+
+async def test_cancelling_a_start_leaves_nothing(deaths: Deaths) -> None:
+    me = psutil.Process()
+    before = {process.pid for process in me.children()}
+    for turns in (0, 1, 2, 3, 5, 8):
+        child = python("import time; time.sleep(60)")
+        task = asyncio.create_task(child.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=SOON_S)
+        assert task.done()
+    assert {process.pid for process in me.children()} == before
+
+
+async def test_cancelling_a_stop_hurries_it_in_the_background(deaths: Deaths) -> None:
+    async with python(DEAF, stop_grace_s=0.2) as child:
+        deaths.watch(await started(child))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(child.stop(60.0), 0.1)
+        await asyncio.wait_for(child.wait(), SOON_S)
+        assert deaths.alive() == set()
+
+
+async def test_an_exception_in_the_body_stops_the_child(deaths: Deaths) -> None:
+    async def own() -> None:
+        async with python(DEAF, stop_grace_s=0.1) as child:
+            deaths.watch(await started(child))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await own()
+    assert deaths.alive() == set()
+
+
+async def test_stop_all_is_parallel(deaths: Deaths) -> None:
+    grace_s = 0.5
+    children = [python(DEAF, stop_grace_s=grace_s) for _ in range(6)]
+    try:
+        deaths.watch(*await asyncio.gather(*map(started, children)))
+    finally:
+        before = time.monotonic()
+        await stop_all(children)
+    assert time.monotonic() - before < grace_s * len(children)
+    assert deaths.alive() == set()
+
+
+async def test_logs_can_be_followed(engine: EngineMaker) -> None:
+    ring = LogRing()
+    arguments = [word for number in range(5) for word in ("--print", f"line {number}")]
+    async with engine(*arguments, logs=ring) as child:
+        assert child.logs is ring
+        await child.wait_ready()
+        lines, after = ring.read(limit=3)
+        assert lines == ("line 0", "line 1", "line 2")
+        more, after = ring.read(after)
+        assert more[:2] == ("line 3", "line 4")
+        await child.stop()
+    assert ring.read(after) == ((), after)
+
+
+async def test_secrets_never_come_out(engine: EngineMaker) -> None:
+    key = "sk-very-secret-0123456789"
+    words = f"CUDA out of memory for {key}"
+    async with engine("--api-key", key, "--print", words, "--exit-code", "1", secrets=(key,)) as child:
+        with pytest.raises(EngineFailed) as caught:
+            await child.wait_ready()
+        failure = await child.wait()
+        command_lines = " ".join(
+            " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)
+        )
+    shown = f"{caught.value!r} {caught.value} {caught.value.log_tail} {failure!r} {child.logs.tail()}"
+    assert key not in shown
+    assert "CUDA out of memory for ***" in shown
+    assert key not in command_lines, "the guard must not show the child's command line either"
+
+
+@pytest.mark.parametrize("kind", ["--flood", "--flood-lines"])
+async def test_a_flood_neither_blocks_the_child_nor_eats_memory_nor_the_loop(
+    engine: EngineMaker, kind: str
+) -> None:
+    flood_bytes = 50 * 2**20
+    last = "No space left on device"
+    before = _peak_memory()
+    lag_s = 0.0
+
+    async def measure_lag() -> None:
+        nonlocal lag_s
+        while True:
+            asked = time.monotonic()
+            await asyncio.sleep(0.005)
+            lag_s = max(lag_s, time.monotonic() - asked)
+
+    code = (
+        f"import subprocess, sys; subprocess.run([*sys.argv[1:], {kind!r}, '--flood-bytes', '{flood_bytes}', "
+        f"'--exit-code', '0']); print(); print({last!r}); sys.exit(3)"
+    )
+    spec = LaunchSpec((sys.executable, "-c", code, *engine().spec.argv))
+    async with ChildProcess(spec, base_env=dict(os.environ)) as child:
+        meter = asyncio.create_task(measure_lag())
+        failure = await asyncio.wait_for(child.wait(), 30)
+        meter.cancel()
+    assert failure.exit_code == 3
+    assert failure.evidence == last, "the last words survive"
+    assert _peak_memory() - before < 40 * 2**20
+    assert lag_s < 1.0
+    assert len(child.logs.tail(10000)) <= 4000
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+async def test_an_endless_flood_can_be_stopped(engine: EngineMaker) -> None:
+    async with engine("--flood") as child:
+        await child.wait_ready()
+        await asyncio.wait_for(child.stop(), SOON_S)
+    assert child.exit_code == 0
+
+
+async def test_a_child_that_closes_its_output_goes_on(engine: EngineMaker) -> None:
+    async with engine("--close-stdout") as child:
+        await child.wait_ready()
+    assert child.logs.tail() == ()
+    assert child.exit_code is not None
+
+
+async def test_twenty_rounds_leak_nothing() -> None:
+    async def one_round() -> None:
+        async with python("import time; print('up', flush=True); time.sleep(60)"):
+            pass
+
+    await one_round()
+    me = psutil.Process()
+    descriptors = me.num_fds()
+    children = {process.pid for process in me.children(recursive=True)}
+    threads = me.num_threads()
+    for _ in range(20):
+        await one_round()
+    assert me.num_fds() == descriptors
+    assert {process.pid for process in me.children(recursive=True)} == children
+    assert me.num_threads() == threads
+
+
+async def test_a_process_that_no_signal_ends_is_told() -> None:
+    """A dead process stays with whoever traces it until that one has looked: to its parent it looks like
+    one that hangs inside a driver."""
+    spec = LaunchSpec(("sleep", "60"), stop_grace_s=0.1)
+    child = ChildProcess(spec, base_env=dict(os.environ), stuck_after_s=0.3)
+    await child.start()
+    assert child.pid is not None
+    if (problem := trace(child.pid)) is not None:
+        await child.stop()
+        pytest.skip(f"tracing is not allowed here: {problem}")
+    try:
+        for _ in range(2):
+            with pytest.raises(EngineFailed, match=rf"KILL had no effect on process {child.pid} for 0\.3 s"):
+                await child.stop()
+        failure = await asyncio.wait_for(child.wait(), SOON_S)
+        assert failure.failure is FailureClass.KILLED
+    finally:
+        untrace(child.pid)
+    await eventually(lambda: child.state == "gone")
+    await child.stop()
+
+
+def trace(pid: int) -> str | None:
+    """Become the tracer of a process; says why not."""
+    ptrace_seize = 0x4206
+    libc = ctypes.CDLL(None, use_errno=True)
+    return None if libc.ptrace(ptrace_seize, pid, 0, 0) == 0 else os.strerror(ctypes.get_errno())
+
+
+def untrace(pid: int) -> None:
+    """Look at a dead one, which lets it go."""
+    all_threads = 0x40000000
+    os.waitpid(pid, all_threads)
+
+
+def test_works_on_uvloop(engine: EngineMaker) -> None:
+    async def scenario() -> None:
+        async with engine("--spawn-grandchild") as child:
+            await child.wait_ready()
+            await child.stop()
+        assert child.exit_code == 0
+        with pytest.raises(EngineFailed, match="was not found"):
+            await ChildProcess(LaunchSpec(("/no/such/engine",)), base_env={}).start()
+
+    uvloop.run(scenario())
+
+
+def test_works_outside_the_main_thread(engine: EngineMaker) -> None:
+    """Where a Serve replica runs its code."""
+    codes: list[int | None] = []
+
+    async def scenario() -> None:
+        async with engine() as child:
+            await child.wait_ready()
+        codes.append(child.exit_code)
+
+    thread = threading.Thread(target=lambda: asyncio.run(scenario()))
+    thread.start()
+    thread.join(SOON_S * 2)
+    assert codes == [0]
+
+
+async def test_the_guards_are_small_and_quick() -> None:
+    before = time.monotonic()
+    async with python("import time; time.sleep(60)") as child:
+        took_s = time.monotonic() - before
+        assert child.pid is not None
+        sizes = [psutil.Process(pid).memory_full_info().pss for pid in guards_of(child.pid)]
+    assert sum(sizes) < 20 * 2**20
+    assert took_s < 2.0

@@ -1,0 +1,72 @@
+"""What was asked for survives, whole, or is said to be unreadable."""
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.serving.builders import facts, inventory, request
+from xgen_ray.errors import ConfigError
+from xgen_ray.placement import plan
+from xgen_ray.placement.types import Plan
+from xgen_ray.schema import Origin
+from xgen_ray.serving.registry import Registry
+from xgen_ray.serving.state import Record
+
+
+def record(name: str = "small") -> Record:
+    world = inventory()
+    decided = plan(facts(name), request(name).options, world.snapshot, world.statuses, usage=world.usage)
+    assert isinstance(decided, Plan)
+    return Record(name, request(name, replicas=2), Origin.API, 12.5, proven=True, plan=decided, pool="p")
+
+
+def test_a_record_comes_back_equal_from_another_life(tmp_path: Path) -> None:
+    first = Registry(tmp_path / "state" / "models.db")
+    first.remember(record("b"))
+    first.remember(record("a"))
+    first.remember(replace(record("b"), proven=False))
+    first.close()
+    second = Registry(tmp_path / "state" / "models.db")
+    assert second.records() == ((record("a"), replace(record("b"), proven=False)), ())
+    second.forget("a")
+    second.forget("never there")
+    assert [found.name for found in second.records()[0]] == ["b"]
+    second.close()
+
+
+def test_a_record_that_cannot_be_read_is_told_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "models.db"
+    registry = Registry(path)
+    registry.remember(record("good"))
+    registry.close()
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT INTO models VALUES ('bad', '{\"name\": 1}')")
+    db.close()
+    registry = Registry(path)
+    found, unreadable = registry.records()
+    assert [one.name for one in found] == ["good"]
+    assert len(unreadable) == 1
+    assert "bad" in unreadable[0]
+    registry.close()
+    assert sqlite3.connect(path).execute("SELECT count(*) FROM models").fetchone() == (2,)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_file_that_is_no_registry_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "models.db"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(ConfigError, match="move it away"):
+        Registry(path)
+    assert path.read_bytes() == b"not a database" * 100
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "models.db"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(ConfigError, match="schema 99"):
+        Registry(path)

@@ -1,0 +1,160 @@
+"""The real stack as a child process: ``xgen-ray up``, watched from outside as an operator would."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from xgen_ray.process import free_port
+
+REPOSITORY = Path(__file__).parent.parent
+SAMPLE_MODEL = REPOSITORY / "models" / "smollm2-135m-instruct-q4_1.gguf"
+STAND_IN_ENGINE = REPOSITORY / "tests" / "fakes" / "engine.py"
+START_DEADLINE_S = 240.0
+STOP_DEADLINE_S = 60.0
+
+
+class Stack:
+    """``xgen-ray up`` with folders of its own below ``home``; leaving the context stops it.
+
+    Every process of it, also an orphan, carries ``home`` in its environment: that is how they are found.
+    """
+
+    def __init__(self, home: Path, *arguments: str, port: int | None = None) -> None:
+        self.home = home
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.output: list[str] = []
+        self._arguments = arguments
+        self._ready = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "not started"
+        return self._process
+
+    def start(self) -> None:
+        """Returns when it says that it serves."""
+        self._ready.clear()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "xgen_ray", "up", "--port", str(self.port), *self._arguments],
+            cwd=REPOSITORY,
+            env={
+                **os.environ,
+                "XDG_STATE_HOME": str(self.home / "state"),
+                "XDG_CACHE_HOME": str(self.home / "cache"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        if not self._ready.wait(START_DEADLINE_S) or self._process.poll() is not None:
+            self.stop()
+            raise AssertionError("the stack did not start:\n" + "".join(self.output))
+
+    def stop(self, deadline_s: float = STOP_DEADLINE_S) -> float:
+        """Ctrl-C, as a terminal sends it: to the whole foreground group. Returns the seconds it took."""
+        began = time.monotonic()
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGINT)
+            try:
+                self._process.wait(deadline_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                raise
+        return time.monotonic() - began
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything of this stack that lives, wherever it hangs in the process tree."""
+        mark = str(self.home / "state")
+        return [process for process in psutil.process_iter() if mark in _environment(process).values()]
+
+    def named(self, part: str) -> list[psutil.Process]:
+        """The processes of this stack with ``part`` in their command line."""
+        return [process for process in self.processes() if part in " ".join(_command(process))]
+
+    def management(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(
+            method, f"{self.url}/api/management/{path}", timeout=START_DEADLINE_S, trust_env=False, **options
+        )
+
+    def load(self, model: Path | str, **request: Any) -> httpx.Response:
+        return self.management("POST", "load", json={"model": str(model), **request})
+
+    def unload(self, name: str) -> httpx.Response:
+        return self.management("POST", "unload", json={"name": name})
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        models: list[dict[str, Any]] = self.management("GET", "status").json()["models"]
+        return next((model for model in models if model["name"] == name), None)
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output.append(line)
+            if "Ctrl-C stops it" in line:
+                self._ready.set()
+        self._ready.set()
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> Any:
+    """Polls what cannot be waited on, since it happens in other processes."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+def memory_bytes(processes: Sequence[psutil.Process]) -> int:
+    """Proportional set size: shared pages counted once over all who share them."""
+    return sum(_pss(process) for process in processes)
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except (psutil.Error, OSError):
+        return {}
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except (psutil.Error, OSError):
+        return []
+
+
+def stand_in_arguments(*engine: str) -> Iterator[str]:
+    """Arguments that make ``up`` run the stand-in engine in place of llama-server on the CPU."""
+    command = " ".join([sys.executable, str(STAND_IN_ENGINE), *engine])
+    yield from ("--engine", f"llama-server-cpu={command}")

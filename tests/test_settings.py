@@ -1,0 +1,113 @@
+"""What an operator may set, and what is refused before anything starts."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from xgen_ray.errors import ConfigError
+from xgen_ray.settings import (
+    ControlSettings,
+    RouterSettings,
+    engine_environment,
+    parse_keys,
+    read_api_keys,
+    require_keys_when_exposed,
+)
+
+
+def keys_file(folder: Path, text: str, mode: int = 0o600) -> Path:
+    path = folder / "keys.yaml"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_keys_are_read_from_a_private_file(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, "alice: sk-1\nbob: 42\n")
+    assert read_api_keys(path) == (("alice", "sk-1"), ("bob", "42"))
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        ("alice: sk-1", 0o644, "chmod 600"),
+        ("- sk-1", 0o600, "mapping"),
+        ("", 0o600, "mapping"),
+        ("a: [", 0o600, "cannot be read"),
+    ],
+)
+def test_a_bad_key_file_is_refused_with_what_to_do(tmp_path: Path, text: str, mode: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read_api_keys(keys_file(tmp_path, text, mode))
+
+
+def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_api_keys(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("pair", ["sk-secret", "=sk-secret", "alice=", ""])
+def test_a_malformed_key_is_refused_without_repeating_it(pair: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_keys([pair])
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    require_keys_when_exposed(host, has_keys=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gpu-box.example", ""])
+def test_any_other_address_needs_one(host: str) -> None:
+    with pytest.raises(ConfigError, match="API keys"):
+        require_keys_when_exposed(host, has_keys=False)
+    require_keys_when_exposed(host, has_keys=True)
+
+
+def test_engines_see_devices_and_paths_but_no_secret() -> None:
+    environ = {
+        "PATH": "/bin",
+        "HIP_VISIBLE_DEVICES": "1",
+        "HSA_OVERRIDE_GFX_VERSION": "11.0.0",
+        "HF_TOKEN": "hf_x",
+        "AMD_API_KEY": "x",
+        "RAY_ADDRESS": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+    }
+    assert engine_environment(environ) == {
+        "PATH": "/bin",
+        "HIP_VISIBLE_DEVICES": "1",
+        "HSA_OVERRIDE_GFX_VERSION": "11.0.0",
+    }
+
+
+@given(
+    st.dictionaries(st.sampled_from(["CUDA_", "LC_", "", "X_"]).map(lambda p: p + "SECRET_KEY"), st.text())
+)
+def test_nothing_that_is_named_like_a_secret_passes(environ: dict[str, str]) -> None:
+    assert engine_environment(environ) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        (ControlSettings, {"model_dir": "/models"}),
+        (ControlSettings, {"models": [{"model": "a.gguf", "options": {"context": -1}}]}),
+        (ControlSettings, {"drain_s": 0}),
+        (RouterSettings, {"replicas": 0}),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(
+    settings: type[ControlSettings | RouterSettings], fields: dict[str, object]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        settings.model_validate(fields)
+    assert caught.value.errors()[0]["loc"][0] == next(iter(fields))
+
+
+def test_a_home_directory_is_expanded() -> None:
+    assert ControlSettings.model_validate({"state_dir": "~/x"}).state_dir == Path.home() / "x"

@@ -1,0 +1,64 @@
+"""What the HTTP layer needs from the rest: two Protocols, implemented in ``xgen_ray.serving``."""
+
+from typing import Protocol
+
+from xgen_ray.schema import (
+    BackendsReport,
+    Endpoint,
+    GPUsReport,
+    LoadRequest,
+    LogPage,
+    ModelStatus,
+    PlanReport,
+    ServedModel,
+    StatusReport,
+)
+
+
+class Dispatcher(Protocol):
+    """Knows which engine should serve a request."""
+
+    def served(self) -> tuple[ServedModel, ...]:
+        """Every model that has a name here, ready or not. Cheap: called for each request."""
+
+    async def choose(self, model: str, *, deadline_s: float, avoid: frozenset[str]) -> Endpoint:
+        """Pick an engine, waiting at most ``deadline_s`` while the model loads or wakes.
+
+        Never one of ``avoid``, the ids of replicas that just failed this request: the gateway lifts
+        that ban itself after a pause, for the case that there is no other.
+
+        Raises ModelNotFound, EngineFailed, or NotReady (with ``retry_after_s``) when the deadline has
+        passed. Being cancelled while waiting leaves nothing behind.
+        """
+
+    def finished(self, endpoint: Endpoint, *, ok: bool) -> None:
+        """The request on ``endpoint`` is over. Called exactly once for every ``choose`` that returned.
+
+        ``ok`` is False when the engine refused, broke off, was not ready or answered with a 5xx of
+        its own making; a client that went away, or a bad request, is no fault of the engine.
+        """
+
+
+class ControlPlane(Protocol):
+    """Carries out what an operator asks for."""
+
+    async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
+        """Start loading; with ``wait`` return once the model is ready, or raise why it is not.
+
+        Cancelling the call ends the waiting, never the load. Loading what is loaded is no error.
+        """
+
+    async def unload(self, name: str) -> ModelStatus:
+        """Start unloading ``name`` and return its state. Raises ModelNotFound."""
+
+    async def status(self) -> StatusReport: ...
+
+    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+        """At most ``limit`` lines that follow line ``after``. Raises ModelNotFound."""
+
+    async def plan(self, request: LoadRequest) -> PlanReport:
+        """What ``load`` would do. A refusal is an answer with ``accepted`` false, not an error."""
+
+    async def gpus(self) -> GPUsReport: ...
+
+    async def backends(self) -> BackendsReport: ...

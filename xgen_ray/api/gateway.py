@@ -1,0 +1,279 @@
+"""The OpenAI gateway: a bare ASGI application, because every request passes through it.
+
+It knows HTTP and OpenAI's vocabulary; which engine serves a model is the dispatcher's business.
+"""
+
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote
+
+from xgen_ray.api.asgi import ClientGone, Headers, Receive, Scope, Send, path_of, read_body, require_json
+from xgen_ray.api.client import ClientWatch, Reply
+from xgen_ray.api.contracts import Dispatcher
+from xgen_ray.api.cors import Cors
+from xgen_ray.api.errors import INVALID, ErrorReply, internal_error, reply_for
+from xgen_ray.api.keys import ApiKeys
+from xgen_ray.api.relay import Relay, RetryLimits
+from xgen_ray.api.routes import BY_PATH, HEALTH_PATH, MODELS_PATH, Route, methods_of
+from xgen_ray.api.upstream import Call, Upstream
+from xgen_ray.api.validation import parse_body
+from xgen_ray.errors import InvalidRequest, ModelNotFound, XgenRayError
+from xgen_ray.schema import ServedModel
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+# What an engine is told of the client's headers, besides its body's type. Never authorization.
+FORWARDED_HEADERS: Final = (
+    b"accept",
+    b"anthropic-beta",
+    b"anthropic-version",
+    b"traceparent",
+    b"tracestate",
+    b"x-session-id",
+)
+_NAMES_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """Bounds of one request.
+
+    ``engine_silence_s`` is the longest gap in an engine's answer, its first byte included (a long
+    prompt on a CPU takes minutes); ``client_stall_s`` how long a client may leave an answer unread.
+    """
+
+    body_bytes: int = 32 * 1024 * 1024
+    body_timeout_s: float = 60.0
+    connect_timeout_s: float = 5.0
+    engine_silence_s: float = 1800.0
+    client_stall_s: float = 300.0
+    retry: RetryLimits = field(default_factory=RetryLimits)
+
+
+class Gateway:
+    """The ASGI application. One instance belongs to one event loop."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        keys: ApiKeys,
+        *,
+        limits: GatewayLimits | None = None,
+        cors_origins: Iterable[str] = (),
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._keys = keys
+        self._limits = limits or GatewayLimits()
+        self._cors = Cors(cors_origins)
+        self._upstream = Upstream(
+            connect_s=self._limits.connect_timeout_s, silence_s=self._limits.engine_silence_s
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "lifespan":
+                await self._lifespan(receive, send)
+            case "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+
+    async def aclose(self) -> None:
+        """Close the connections to the engines. The lifespan does it; for servers that have none."""
+        await self._upstream.aclose()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = _request_id(headers)
+        reply = Reply(send, [(b"x-request-id", request_id), *self._cors.headers_for(headers)])
+        begun = time.monotonic()
+        note = _Note()
+        outcome = "answered"
+        try:
+            whole = await self._serve(scope, receive, headers, request_id, reply, note)
+            outcome = "answered" if whole else "broken off"
+        except ClientGone:
+            outcome = "client left"
+        except XgenRayError as error:
+            outcome = error.code
+            if reply.started:
+                return
+            await reply.error(reply_for(error), typed=note.typed)
+        except Exception:
+            outcome = "internal error"
+            logger.exception("request failed", extra={"request_id": request_id.decode()})
+            if reply.started:
+                # Returning leaves the answer unfinished, so the server closes the connection.
+                return
+            await reply.error(internal_error(request_id.decode()), typed=note.typed)
+        finally:
+            if logger.isEnabledFor(logging.INFO):
+                fields = {
+                    "request_id": request_id.decode(),
+                    "path": scope["path"],
+                    "key": note.key,
+                    "model": note.model,
+                    "replica": note.replica,
+                    "status": reply.status,
+                    "outcome": outcome,
+                    "bytes": reply.bytes_sent,
+                    "seconds": round(time.monotonic() - begun, 6),
+                }
+                logger.info("request %s", json.dumps(fields), extra=fields)
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        headers: dict[bytes, bytes],
+        request_id: bytes,
+        reply: Reply,
+        note: "_Note",
+    ) -> bool:
+        """Answer one request. False: it could not be answered to the end, the connection must go."""
+        path, method = path_of(scope), scope["method"]
+        if path == HEALTH_PATH and method in ("GET", "HEAD"):
+            await reply.json(200, b'{"status":"ok"}')
+            return True
+        if method == "OPTIONS":
+            await self._options(path, headers, reply)
+            return True
+        note.key = self._keys.admit(headers)
+        allowed = methods_of(path)
+        if method not in allowed:
+            await reply.error(*_not_here(path, method, allowed))
+            return True
+        route = BY_PATH.get(path)
+        if route is None:
+            await self._models(path, reply)
+            return True
+        note.typed = route.events_have_types
+        require_json(headers)
+        limits = self._limits
+        body = await read_body(
+            headers, receive, limit_bytes=limits.body_bytes, timeout_s=limits.body_timeout_s
+        )
+        parsed = parse_body(body, route.rules, self._names)
+        note.model = parsed.model
+        self._check_task(parsed.model, route, path)
+        call = Call(parsed.model, route.upstream, _engine_headers(headers, request_id), parsed.content)
+        relay = Relay(
+            call, reply, self._dispatcher, self._upstream, limits.retry, typed=route.events_have_types
+        )
+        try:
+            async with ClientWatch(receive, reply, stall_s=limits.client_stall_s):
+                return await relay.run()
+        except ModelNotFound:
+            raise self._unknown(parsed.model) from None
+        finally:
+            note.replica = relay.replica_id
+
+    async def _options(self, path: str, headers: Mapping[bytes, bytes], reply: Reply) -> None:
+        allowed = methods_of(path) or ("GET", "POST", "OPTIONS")
+        await reply.start(204, [_allow(allowed), *self._cors.preflight_for(headers)])
+        await reply.body(b"", more=False)
+
+    async def _models(self, path: str, reply: Reply) -> None:
+        served = self._dispatcher.served()
+        if path == MODELS_PATH:
+            listed = {"object": "list", "data": [_listing(model) for model in served]}
+            await reply.json(200, json.dumps(listed).encode())
+            return
+        name = path.removeprefix(MODELS_PATH + "/")
+        for model in served:
+            if model.name == name:
+                await reply.json(200, json.dumps(_listing(model)).encode())
+                return
+        raise self._unknown(name)
+
+    def _check_task(self, name: str, route: Route, path: str) -> None:
+        """An embedding model cannot chat: say so in words that its engine lacks."""
+        if not route.tasks:
+            return
+        for model in self._dispatcher.served():
+            if model.name == name and model.task not in route.tasks:
+                able = " or ".join(sorted(route.tasks))
+                raise InvalidRequest(
+                    f"{name!r} is loaded for {model.task}, but {path} needs a model for {able}. "
+                    "Name another model, or load this one with that task.",
+                    "model",
+                )
+
+    def _unknown(self, name: str) -> ModelNotFound:
+        return ModelNotFound(f"The model {name!r} is not served here. {self._names()}")
+
+    def _names(self) -> str:
+        """The models that exist, for a client that named none of them."""
+        names = [model.name for model in self._dispatcher.served()]
+        if not names:
+            return "No model is loaded yet: load one with POST /api/management/load."
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        return f"Served: {', '.join(names[:_NAMES_SHOWN])}{more}."
+
+
+@dataclass(slots=True)
+class _Note:
+    """What becomes known of a request while it is served, for its log line."""
+
+    key: str | None = None
+    model: str | None = None
+    replica: str | None = None
+    typed: bool = False
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> bytes:
+    """The client's own id if it is fit for headers and logs, else a new one."""
+    sent = headers.get(b"x-request-id", b"")
+    return sent if REQUEST_ID.fullmatch(sent) else b"req_" + secrets.token_hex(12).encode()
+
+
+def _engine_headers(headers: Mapping[bytes, bytes], request_id: bytes) -> dict[str, str]:
+    passed = {"content-type": "application/json", "x-request-id": request_id.decode()}
+    for name in FORWARDED_HEADERS:
+        if (value := headers.get(name)) is not None:
+            passed[name.decode()] = value.decode("latin-1")
+    return passed
+
+
+def _allow(methods: tuple[str, ...]) -> tuple[bytes, bytes]:
+    return (b"allow", ", ".join(methods).encode())
+
+
+def _not_here(path: str, method: str, allowed: tuple[str, ...]) -> tuple[ErrorReply, Headers]:
+    if not allowed:
+        message = f"There is no {quote(path)} here. The OpenAI API is under /v1, for example /v1/models."
+        return ErrorReply(404, INVALID, message, "unknown_url"), ()
+    message = f"{quote(path)} takes {' or '.join(allowed[:-1])}, not {method}."
+    return ErrorReply(405, INVALID, message, "method_not_allowed"), (_allow(allowed),)
+
+
+def _listing(model: ServedModel) -> dict[str, object]:
+    """A model as OpenAI lists it; the fields after ``owned_by`` are ours (``max_model_len`` as in vLLM)."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "xgen-ray",
+        "task": model.task,
+        "ready": model.ready,
+        "backend": model.backend,
+        "max_model_len": model.context,
+    }

@@ -1,0 +1,70 @@
+"""API keys: who may call, without the keys themselves staying in memory or in a log."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from xgen_ray.errors import ConfigError, Unauthorized
+
+# What an unkeyed server calls its callers in the log.
+ANONYMOUS: Final = "anonymous"
+
+_MISSING = (
+    "This server needs an API key: send 'Authorization: Bearer <key>' (or 'x-api-key: <key>'); "
+    "with an OpenAI client, set api_key."
+)
+_WRONG = (
+    "The API key that was sent is not one of this server's keys. Check the key, or ask the operator for one."
+)
+
+
+class ApiKeys:
+    """Named keys, kept as digests. Without any, the server is open to whoever can reach it."""
+
+    __slots__ = ("_digests",)
+
+    def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
+        digests: list[tuple[str, bytes]] = []
+        for name, key in keys:
+            if not key.strip():
+                raise ConfigError(f"The API key named {name!r} is empty. Give it a value or remove it.")
+            digests.append((name, _digest(key.encode())))
+        self._digests = tuple(digests)
+
+    def __repr__(self) -> str:
+        return f"ApiKeys({[name for name, _ in self._digests]})"
+
+    @property
+    def required(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, headers: Mapping[bytes, bytes]) -> str:
+        """The name of the caller's key, or Unauthorized. ``headers`` have lower-case names."""
+        if not self._digests:
+            return ANONYMOUS
+        sent = _sent_key(headers)
+        if sent is None:
+            raise Unauthorized(_MISSING)
+        digest = _digest(sent)
+        found: str | None = None
+        # Every key is compared, whatever matched before: the time taken tells nothing.
+        for name, known in self._digests:
+            if hmac.compare_digest(digest, known):
+                found = name
+        if found is None:
+            raise Unauthorized(_WRONG)
+        return found
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _sent_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        scheme, _, credentials = authorization.partition(b" ")
+        if scheme.lower() == b"bearer" and credentials.strip():
+            return credentials.strip()
+    return headers.get(b"x-api-key") or None

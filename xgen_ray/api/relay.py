@@ -1,0 +1,219 @@
+"""One request on its way through: an engine is chosen, and its answer passes, byte for byte.
+
+As long as the client has seen nothing, a failing engine is replaced by another. From the first byte on
+the answer is that engine's: if it breaks off, the client is told so.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Final
+
+import aiohttp
+
+from xgen_ray.api.answers import content_type, error_answer, passed_headers, stream_error
+from xgen_ray.api.client import Reply
+from xgen_ray.api.contracts import Dispatcher
+from xgen_ray.api.upstream import Break, Call, Upstream, UpstreamBroke, engine_errors
+from xgen_ray.errors import EngineUnreachable, NotReady
+from xgen_ray.schema import Endpoint
+
+# How much of an engine's error is read; what is longer is cut.
+ERROR_BYTES: Final = 256 * 1024
+_FIRST_PAUSE_S: Final = 0.25
+_LAST_PAUSE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLimits:
+    """``ready_wait_s`` is how long a request waits for a model that is not ready.
+
+    ``replicas`` is how many may fail one request before it is given up; ``crashes`` how many of those
+    may die while at work on it: such a request may be the cause.
+    """
+
+    ready_wait_s: float = 300.0
+    replicas: int = 4
+    crashes: int = 2
+
+
+class Lease:
+    """A chosen engine, and the duty to report exactly once how it went."""
+
+    __slots__ = ("_dispatcher", "_open", "endpoint")
+
+    def __init__(self, dispatcher: Dispatcher, endpoint: Endpoint) -> None:
+        self._dispatcher = dispatcher
+        self._open = True
+        self.endpoint = endpoint
+
+    def finish(self, *, ok: bool) -> None:
+        """The first call counts."""
+        if self._open:
+            self._open = False
+            self._dispatcher.finished(self.endpoint, ok=ok)
+
+
+class Relay:
+    """Carries one ``call`` to an engine and its answer to ``reply``."""
+
+    __slots__ = (
+        "_avoid",
+        "_breaks",
+        "_call",
+        "_dispatcher",
+        "_limits",
+        "_loop",
+        "_pause_s",
+        "_reply",
+        "_typed",
+        "_until",
+        "_upstream",
+        "replica_id",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        reply: Reply,
+        dispatcher: Dispatcher,
+        upstream: Upstream,
+        limits: RetryLimits,
+        *,
+        typed: bool,
+    ) -> None:
+        self._call = call
+        self._reply = reply
+        self._dispatcher = dispatcher
+        self._upstream = upstream
+        self._limits = limits
+        self._typed = typed
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + limits.ready_wait_s
+        self._avoid: frozenset[str] = frozenset()
+        self._pause_s = _FIRST_PAUSE_S
+        self._breaks: list[Break] = []
+        self.replica_id: str | None = None
+
+    async def run(self) -> bool:
+        """Get an answer to the client, whole or with an error at its end.
+
+        False: the answer broke off in a way that only closing the connection can tell. Raises what
+        ``choose`` raises, and EngineUnreachable when too many engines failed.
+        """
+        while True:
+            lease = Lease(self._dispatcher, await self._choose())
+            self.replica_id = lease.endpoint.replica_id
+            try:
+                whole = await self._attempt(lease)
+            except UpstreamBroke as broke:
+                lease.finish(ok=False)
+                self._count(broke.how)
+            else:
+                if whole is not None:
+                    return whole
+            finally:
+                # Left by the client, or by a fault of our own: the engine did nothing wrong.
+                lease.finish(ok=True)
+            self._avoid |= {lease.endpoint.replica_id}
+
+    async def _choose(self) -> Endpoint:
+        """An engine that has not failed this request, or after a pause one that has."""
+        left = self._until - self._loop.time()
+        if self._avoid:
+            pause = min(self._pause_s, left)
+            self._pause_s = min(self._pause_s * 2, _LAST_PAUSE_S)
+            try:
+                return await self._dispatcher.choose(
+                    self._call.model, deadline_s=max(pause, 0.0), avoid=self._avoid
+                )
+            except NotReady:
+                left = self._until - self._loop.time()
+                if left <= 0:
+                    raise
+                self._avoid = frozenset()
+        return await self._dispatcher.choose(self._call.model, deadline_s=max(left, 0.0), avoid=self._avoid)
+
+    def _count(self, how: Break) -> None:
+        """Give up, or not, after one more engine broke."""
+        self._breaks.append(how)
+        crashes = sum(how is not Break.REFUSED for how in self._breaks)
+        if (
+            how is Break.SILENT
+            or crashes >= self._limits.crashes
+            or len(self._breaks) >= self._limits.replicas
+        ):
+            raise EngineUnreachable(_given_up(self._call.model, self._breaks)) from None
+
+    async def _attempt(self, lease: Lease) -> bool | None:
+        """Ask one engine. None: it is not ready, ask again. Raises UpstreamBroke before the first byte."""
+        response = await self._upstream.open(lease.endpoint, self._call)
+        try:
+            if response.status == 503:
+                lease.finish(ok=False)
+                return None
+            if response.status >= 400:
+                await self._pass_error(response, lease)
+                return True
+            with engine_errors():
+                first = await response.content.readany()
+            return await self._pass(response, first, lease)
+        finally:
+            # Ends the connection, and with it the engine's work, unless the answer is complete.
+            response.close()
+
+    async def _pass(self, response: aiohttp.ClientResponse, first: bytes, lease: Lease) -> bool:
+        content, reply, chunk = response.content, self._reply, first
+        await reply.start(response.status, passed_headers(response.headers, lease.endpoint))
+        while True:
+            done = content.at_eof()
+            if done:
+                lease.finish(ok=True)
+            await reply.body(chunk, more=not done)
+            if done:
+                return True
+            last = chunk
+            try:
+                with engine_errors():
+                    chunk = await content.readany()
+            except UpstreamBroke as broke:
+                lease.finish(ok=False)
+                return await self._broke_off(response, last, broke.how)
+
+    async def _broke_off(self, response: aiohttp.ClientResponse, last: bytes, how: Break) -> bool:
+        if content_type(response.headers) != "text/event-stream":
+            return False
+        # A torn event is closed first, so that the error is read as an event of its own.
+        torn = b"" if last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+        await self._reply.body(torn + stream_error(self._call.model, how, typed=self._typed), more=False)
+        return True
+
+    async def _pass_error(self, response: aiohttp.ClientResponse, lease: Lease) -> None:
+        with engine_errors():
+            body = bytearray()
+            while chunk := await response.content.readany():
+                body += chunk
+                if len(body) > ERROR_BYTES:
+                    break
+        answer = error_answer(response.status, bytes(body), self._call)
+        lease.finish(ok=not answer.engine_at_fault)
+        headers = passed_headers(response.headers, lease.endpoint, body=False)
+        if answer.content is not None:
+            await self._reply.json(answer.reply.status, answer.content, headers)
+        else:
+            await self._reply.error(replace(answer.reply, headers=()), headers, typed=self._typed)
+
+
+def _given_up(model: str, breaks: list[Break]) -> str:
+    if breaks[-1] is Break.SILENT:
+        return (
+            f"The engine of {model!r} sent nothing for too long and was given up. Ask for less, or try again."
+        )
+    refused = breaks.count(Break.REFUSED)
+    died = len(breaks) - refused
+    parts = [f"{died} broke off"] if died else []
+    parts += [f"{refused} refused the connection"] if refused else []
+    hint = " This request may be what stops them." if died > 1 else ""
+    return (
+        f"No engine of {model!r} answered: {' and '.join(parts)} before the first byte.{hint} "
+        "Try again, or look at the model's log."
+    )

@@ -1,0 +1,122 @@
+"""Talking to an engine over HTTP: is it well, how busy is it, and can it really compute."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from xgen_ray.backends.engine import EngineAddress, EngineLoad
+from xgen_ray.errors import EngineFailed
+from xgen_ray.models.types import ModelFacts, ModelTask
+from xgen_ray.process import FailureClass
+
+HEALTH_TIMEOUT_S: Final = 5.0
+# A busy llama-server answers between two batches; a report that comes later is out of date.
+LOAD_TIMEOUT_S: Final = 3.0
+_SHOWN_CHARS: Final = 500
+_RUNNING: Final = frozenset({"llamacpp:requests_processing", "vllm:num_requests_running"})
+_WAITING: Final = frozenset({"llamacpp:requests_deferred", "vllm:num_requests_waiting"})
+
+
+class EngineClient:
+    """Asks one engine. Entered and left like a file; ``address`` has the key that goes with every request."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        # An engine is a neighbour: no proxy of the environment stands between.
+        self._http = httpx.AsyncClient(
+            base_url=address.url, headers={"Authorization": f"Bearer {address.key}"}, trust_env=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def healthy(self) -> bool:
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                return (await self._http.get("/health", timeout=HEALTH_TIMEOUT_S)).status_code == 200
+        except (httpx.HTTPError, TimeoutError):
+            return False
+
+    async def load(self, slots: int) -> EngineLoad | None:
+        """Running and waiting requests from ``/metrics``; None if it gives no answer in time."""
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                answer = await self._http.get("/metrics", timeout=LOAD_TIMEOUT_S)
+        except (httpx.HTTPError, TimeoutError):
+            return None
+        return read_load(answer.text, slots) if answer.status_code == 200 else None
+
+    async def canary(self, facts: ModelFacts, task: ModelTask, deadline_s: float) -> None:
+        """Make the engine compute the least there is. Raises ``EngineFailed`` with its answer.
+
+        ``/health`` says 200 while every request fails, so only this counts as ready. A connection that
+        breaks raises ``httpx.TransportError``: then it is the engine's death that explains it.
+        """
+        path, body = _canary_request(facts, task)
+        try:
+            async with asyncio.timeout(deadline_s):
+                answer = await self._http.post(path, json=body, timeout=deadline_s)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _canary_failed(f"gave no answer to {path} within {deadline_s:g} s") from None
+        shown = " ".join(answer.text.split())[:_SHOWN_CHARS]
+        if answer.status_code != 200:
+            raise _canary_failed(f"answered {path} with {answer.status_code}: {shown}")
+        try:
+            useful = _computed(answer.json(), task)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            useful = False
+        if not useful:
+            raise _canary_failed(f"answered {path} with 200 but without a result: {shown}")
+
+
+def read_load(metrics: str, slots: int) -> EngineLoad | None:
+    """The load in a Prometheus text; None if it has no such figures or is none."""
+    running = waiting = None
+    try:
+        for family in text_string_to_metric_families(metrics):
+            for sample in family.samples:
+                if sample.name in _RUNNING:
+                    running = (running or 0) + int(sample.value)
+                elif sample.name in _WAITING:
+                    waiting = (waiting or 0) + int(sample.value)
+    except (ValueError, OverflowError):
+        return None
+    return None if running is None else EngineLoad(running, waiting or 0, slots)
+
+
+def _canary_request(facts: ModelFacts, task: ModelTask) -> tuple[str, Mapping[str, Any]]:
+    if task is ModelTask.EMBED:
+        return "/v1/embeddings", {"model": "canary", "input": "Hi"}
+    if task is ModelTask.RERANK:
+        return "/v1/rerank", {"model": "canary", "query": "Hi", "documents": ["Hi", "Bye"]}
+    common: dict[str, Any] = {"model": "canary", "max_tokens": 1, "temperature": 0}
+    if facts.has_chat_template:
+        return "/v1/chat/completions", {**common, "messages": [{"role": "user", "content": "Hi"}]}
+    return "/v1/completions", {**common, "prompt": "Hi"}
+
+
+def _computed(body: Any, task: ModelTask) -> bool:
+    if task is ModelTask.EMBED:
+        vector = body["data"][0]["embedding"]
+        return bool(vector) and any(vector) and all(math.isfinite(value) for value in vector)
+    if task is ModelTask.RERANK:
+        return all(math.isfinite(item["relevance_score"]) for item in body["results"]) and bool(
+            body["results"]
+        )
+    return bool(body["choices"]) and body["usage"]["completion_tokens"] >= 1
+
+
+def _canary_failed(what: str) -> EngineFailed:
+    return EngineFailed(
+        f"the engine started but cannot compute: it {what}. Try another backend, or read its log.",
+        FailureClass.CANARY_FAILED,
+    )

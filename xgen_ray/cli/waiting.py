@@ -1,0 +1,120 @@
+"""Waiting for a model: looking again and again, showing how far it is, and being interrupted."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from xgen_ray.cli import output
+from xgen_ray.cli.client import Server
+from xgen_ray.cli.exits import CommandError, ExitCode
+from xgen_ray.schema import ModelStatus, Phase
+from xgen_ray.schema import Progress as LoadProgress
+
+_FIRST_POLL_S = 0.05
+_LONGEST_POLL_S = 1.0
+
+
+def pauses() -> Iterator[float]:
+    """Give the pauses between two looks: short at first, so that a quick load is not held up."""
+    pause = _FIRST_POLL_S
+    while True:
+        yield pause
+        pause = min(_LONGEST_POLL_S, pause * 1.5)
+
+
+def follow(
+    server: Server, status: ModelStatus, *, deadline: float, show: Callable[[ModelStatus], None]
+) -> ModelStatus:
+    """Poll until the model is ready or has failed, and return its state."""
+    name = status.name
+    rests = pauses()
+    while True:
+        show(status)
+        if status.phase in (Phase.READY, Phase.FAILED):
+            return status
+        if time.monotonic() >= deadline:
+            message = (
+                f"{name} is not ready yet ({status.reason}). It goes on loading; `xgen-ray ps` shows it."
+            )
+            raise CommandError(ExitCode.TIMED_OUT, message)
+        time.sleep(next(rests))
+        latest = server.model_status(name)
+        if latest is None or latest.phase is Phase.UNLOADING:
+            message = f"{name} was unloaded by someone while it was loading."
+            raise CommandError(ExitCode.FAILED, message)
+        status = latest
+
+
+@contextmanager
+def interruptible(name: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CommandError(
+            ExitCode.INTERRUPTED,
+            f"interrupted; {name} goes on loading in the server",
+            f"`xgen-ray ps {name}` shows it, `xgen-ray unload {name}` stops it.",
+        ) from None
+
+
+@contextmanager
+def progress_shown() -> Iterator[Callable[[ModelStatus], None]]:
+    """Give a function that shows a state: as a bar on a terminal, elsewhere as a line a stage."""
+    console = output.stderr()
+    if not console.is_terminal:
+        told: list[str] = []
+
+        def tell(status: ModelStatus) -> None:
+            stage = _stage(status)
+            if stage not in told:
+                told.append(stage)
+                console.print(f"{status.name}: {_text(status)}")
+
+        yield tell
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=None)
+
+        def draw(status: ModelStatus) -> None:
+            at = _progress_of(status)
+            known = at is not None and at.total_bytes is not None and at.done_bytes is not None
+            progress.update(
+                task,
+                description=f"{status.name}: {_text(status)}",
+                total=at.total_bytes if known and at else None,
+                completed=at.done_bytes if known and at else 0,
+            )
+
+        yield draw
+
+
+def _progress_of(status: ModelStatus) -> LoadProgress | None:
+    """Return the progress to show: the model's own, else that of the replica that is on its way."""
+    return status.progress or next((one.progress for one in status.replicas if one.progress), None)
+
+
+def _stage(status: ModelStatus) -> str:
+    at = _progress_of(status)
+    return f"{status.phase}/{at.stage if at else ''}"
+
+
+def _text(status: ModelStatus) -> str:
+    at = _progress_of(status)
+    return output.plain(at.message if at else status.reason or status.phase.value)

@@ -1,0 +1,115 @@
+"""Whether a bill can be paid from the budgets, and by how much it cannot."""
+
+from dataclasses import dataclass
+
+from xgen_ray.models.types import ModelFacts
+from xgen_ray.placement.footprint import FURTHER_CACHE, per_gpu_bytes
+from xgen_ray.placement.gpusets import Budgeted, GPUSet
+from xgen_ray.placement.sizes import gib_pair
+from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, Footprint, ResolvedOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """How much is missing, and that in words: "needs 41.2 GiB for 4 x 8192 tokens; GPU X has 23.6 GiB free".
+
+    ``why`` tells where the smaller number comes from.
+    """
+
+    missing_bytes: int
+    text: str
+    why: str
+
+
+def needs_of(
+    row: BackendRow, facts: ModelFacts, options: ResolvedOptions, bill: Footprint, gpus: GPUSet
+) -> tuple[int, ...]:
+    """What the model takes of each GPU in ``gpus``."""
+    if not gpus:
+        return ()
+    if row.engine is Engine.VLLM:
+        pools = _pools(options, gpus)
+        return tuple(max(pair) for pair in zip(pools, _least(facts, bill, gpus), strict=True))
+    free = [item.budget.free_bytes for item in gpus]
+    everything = sum(free)
+    # Without other word llama.cpp splits layers by free memory.
+    shares = [size / everything if everything else 1 / len(free) for size in free]
+    return per_gpu_bytes(facts, bill, shares)
+
+
+def shortage(
+    row: BackendRow,
+    facts: ModelFacts,
+    options: ResolvedOptions,
+    bill: Footprint,
+    gpus: GPUSet,
+    host: DeviceBudget,
+) -> Shortage | None:
+    """What is missing on the GPUs, else in RAM; None when the bill can be paid."""
+    size = _size(row, options)
+    if row.engine is Engine.VLLM and gpus:
+        share = f"gpu_memory_utilization is {options.gpu_memory_utilization:.2f}"
+        for pool, least, item in zip(_pools(options, gpus), _least(facts, bill, gpus), gpus, strict=True):
+            if least > pool:
+                return _short(least, pool, f"{share}; {item.budget.reason}", size, item, len(gpus))
+    for need, item in zip(needs_of(row, facts, options, bill, gpus), gpus, strict=True):
+        if need > item.budget.free_bytes:
+            return _short(need, item.budget.free_bytes, item.budget.reason, size, item, len(gpus))
+    left = _ram_left(row, facts, options, bill, gpus, host)
+    if left < 0:
+        wanted, free = gib_pair(host.free_bytes - left, host.free_bytes)
+        return Shortage(-left, f"needs {wanted} of RAM for {size}; {free} is free", host.reason)
+    return None
+
+
+def ram_left(
+    row: BackendRow,
+    facts: ModelFacts,
+    options: ResolvedOptions,
+    bill: Footprint,
+    gpus: GPUSet,
+    host: DeviceBudget,
+) -> int:
+    """RAM that no one has claimed once the bill is paid."""
+    return max(0, _ram_left(row, facts, options, bill, gpus, host))
+
+
+def _ram_left(
+    row: BackendRow,
+    facts: ModelFacts,
+    options: ResolvedOptions,
+    bill: Footprint,
+    gpus: GPUSet,
+    host: DeviceBudget,
+) -> int:
+    # A GPU on the host's RAM takes what its own memory does not hold from the same RAM.
+    spilled = sum(
+        max(0, need - (item.budget.free_bytes - item.budget.shared_bytes))
+        for need, item in zip(needs_of(row, facts, options, bill, gpus), gpus, strict=True)
+    )
+    return host.free_bytes - spilled - bill.host_bytes
+
+
+def _pools(options: ResolvedOptions, gpus: GPUSet) -> tuple[int, ...]:
+    """What vLLM takes of each GPU at once."""
+    part = options.gpu_memory_utilization or 0.0
+    return tuple(int(part * (item.budget.total_bytes or item.budget.free_bytes)) for item in gpus)
+
+
+def _least(facts: ModelFacts, bill: Footprint, gpus: GPUSet) -> tuple[int, ...]:
+    """What must fit each GPU's pool: all but the cache that vLLM adds with what is left of it."""
+    items = tuple(item for item in bill.items if item.name != FURTHER_CACHE)
+    return per_gpu_bytes(facts, Footprint(items), [1 / len(gpus)] * len(gpus))
+
+
+def _size(row: BackendRow, options: ResolvedOptions) -> str:
+    # vLLM's cache is paged: one request of full length is what must fit.
+    slots = "" if row.engine is Engine.VLLM else f"{options.slots} x "
+    return f"{slots}{options.context} tokens"
+
+
+def _short(need: int, free: int, why: str, size: str, item: Budgeted, count: int) -> Shortage:
+    wanted, has = gib_pair(need, free)
+    each = "" if count == 1 else f" on each of {count} GPUs"
+    name = item.usable.gpu.device_name
+    return Shortage(need - free, f"needs {wanted}{each} for {size}; {name} has {has} free", why)

@@ -1,0 +1,154 @@
+"""Which sets of GPUs are tried for a model, best first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xgen_ray.hardware.types import GPUInfo
+from xgen_ray.models.types import ModelFacts
+from xgen_ray.placement.devices import UsableGPU
+from xgen_ray.placement.profiles import is_integrated
+from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Budgeted:
+    """A GPU that a backend can use, with what a model may take of it."""
+
+    usable: UsableGPU
+    budget: DeviceBudget
+
+
+GPUSet = tuple[Budgeted, ...]
+
+
+def named_gpus(
+    gpus: Sequence[GPUInfo], wanted: Sequence[int | str]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The positions that ``wanted`` names, and a reason for each name that is none.
+
+    A number is a place in the node's list of GPUs, the same that the API reports as ``id``: a vendor's own
+    index would be ambiguous on a node with two vendors. A string is a UUID or a PCI address.
+    """
+    positions: list[int] = []
+    reasons: list[str] = []
+    for name in wanted:
+        found = _position_of(gpus, name)
+        if found is None:
+            known = ", ".join(f"{index}: {gpu.device_name}" for index, gpu in enumerate(gpus)) or "none"
+            reasons.append(f"there is no GPU {name} on this node (it has {known})")
+        elif found in positions:
+            reasons.append(f"GPU {name} is named twice")
+        else:
+            positions.append(found)
+    return tuple(positions), tuple(reasons)
+
+
+def gpu_sets(
+    row: BackendRow,
+    gpus: Sequence[Budgeted],
+    options: EngineOptions,
+    facts: ModelFacts,
+    named: Sequence[int] | None,
+) -> tuple[tuple[GPUSet, ...], tuple[str, ...]]:
+    """The sets to try in order, or the reasons why there are none.
+
+    ``named`` are the positions that the user asked for. Without them: the smallest card that is large
+    enough, then several cards, then an integrated GPU.
+    """
+    if named is not None:
+        return _named_sets(row, gpus, options, facts, named)
+    if row.engine is Engine.VLLM:
+        return _parallel_sets(gpus, options.tensor_parallel_size, facts)
+    cards, integrated = _by_kind(gpus)
+    if options.split_mode in (None, "none"):
+        singles = [(item,) for item in cards]
+        groups = [] if options.split_mode == "none" else _largest(cards)
+        return (*singles, *groups, *((item,) for item in integrated)), ()
+    # A split was asked for, so every card takes part.
+    everyone = tuple(sorted(cards or integrated, key=lambda item: item.usable.position))
+    return (everyone,), ()
+
+
+def _named_sets(
+    row: BackendRow, gpus: Sequence[Budgeted], options: EngineOptions, facts: ModelFacts, named: Sequence[int]
+) -> tuple[tuple[GPUSet, ...], tuple[str, ...]]:
+    at = {item.usable.position: item for item in gpus}
+    missing = [position for position in named if position not in at]
+    if missing:
+        return (), tuple(f"it cannot use GPU {position}, which the options name" for position in missing)
+    chosen = tuple(at[position] for position in named)
+    if row.engine is Engine.VLLM:
+        uneven = _uneven(len(chosen), facts)
+        return ((), (uneven,)) if uneven else ((chosen,), ())
+    if options.split_mode == "none" and len(chosen) > 1:
+        chosen = (chosen[options.main_gpu or 0],)
+    return (chosen,), ()
+
+
+def _parallel_sets(
+    gpus: Sequence[Budgeted], size: int | None, facts: ModelFacts
+) -> tuple[tuple[GPUSet, ...], tuple[str, ...]]:
+    """Sets for tensor parallelism: GPUs of one model only, since the slowest sets the pace of all."""
+    cards, integrated = _by_kind(gpus)
+    kinds: dict[str, list[Budgeted]] = {}
+    for item in (*cards, *integrated):
+        kinds.setdefault(item.usable.gpu.device_name, []).append(item)
+    most = max((len(items) for items in kinds.values()), default=0)
+    if size is not None:
+        if size > most:
+            return (), (f"tensor_parallel_size is {size}, but the node has at most {most} equal GPUs for it",)
+        uneven = _uneven(size, facts)
+        if uneven:
+            return (), (uneven,)
+    sizes = (
+        [size] if size is not None else [n for n in (1, 2, 4, 8, 16) if n <= most and not _uneven(n, facts)]
+    )
+    sets: list[GPUSet] = []
+    for count in sizes:
+        if count == 1:
+            sets.extend((item,) for items in kinds.values() for item in items)
+            continue
+        for items in kinds.values():
+            if len(items) >= count:
+                by_free = sorted(items, key=lambda item: (-item.budget.free_bytes, item.usable.position))
+                sets.append(_in_order(by_free[:count]))
+    return tuple(sets), ()
+
+
+def _uneven(count: int, facts: ModelFacts) -> str | None:
+    if facts.head_count is None or facts.head_count % count == 0:
+        return None
+    return f"the model's {facts.head_count} attention heads cannot be divided among {count} GPUs"
+
+
+def _by_kind(gpus: Sequence[Budgeted]) -> tuple[list[Budgeted], list[Budgeted]]:
+    """Cards and integrated GPUs, each with the least free memory first."""
+    ordered = sorted(gpus, key=lambda item: (item.budget.free_bytes, item.usable.position))
+    cards = [item for item in ordered if not is_integrated(item.usable.gpu)]
+    return cards, [item for item in ordered if is_integrated(item.usable.gpu)]
+
+
+def _largest(cards: Sequence[Budgeted]) -> list[GPUSet]:
+    """The two largest cards, then the three largest, and so on: as few as will do."""
+    by_free = sorted(cards, key=lambda item: (-item.budget.free_bytes, item.usable.position))
+    return [_in_order(by_free[:count]) for count in range(2, len(by_free) + 1)]
+
+
+def _in_order(items: Sequence[Budgeted]) -> GPUSet:
+    return tuple(sorted(items, key=lambda item: item.usable.position))
+
+
+def _position_of(gpus: Sequence[GPUInfo], name: int | str) -> int | None:
+    if isinstance(name, int):
+        return name if 0 <= name < len(gpus) else None
+    wanted = name.lower()
+    by_uuid = [index for index, gpu in enumerate(gpus) if gpu.uuid is not None and gpu.uuid.lower() == wanted]
+    if by_uuid:
+        return by_uuid[0]
+    by_address = [
+        index
+        for index, gpu in enumerate(gpus)
+        if gpu.pci_bus_id is not None and gpu.pci_bus_id.lower() == wanted
+    ]
+    # Slices of one card share its address, so it names none of them.
+    return by_address[0] if len(by_address) == 1 else None

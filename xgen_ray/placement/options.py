@@ -1,0 +1,111 @@
+"""Which option belongs to which backend, and which values go together."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from xgen_ray.placement.rows import BACKENDS
+from xgen_ray.placement.types import Backend, BackendRow, Engine, EngineOptions
+
+_ALL = frozenset(Backend)
+_GPU = frozenset(row.backend for row in BACKENDS.values() if row.needs_gpu)
+
+
+def _of(*engines: Engine) -> frozenset[Backend]:
+    return frozenset(row.backend for row in BACKENDS.values() if row.engine in engines)
+
+
+_LLAMA_SERVER = _of(Engine.LLAMA_SERVER)
+_LLAMA = _of(Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
+_VLLM = _of(Engine.VLLM)
+
+# Every field of EngineOptions; a test holds the two together.
+OPTION_BACKENDS: Final[Mapping[str, frozenset[Backend]]] = MappingProxyType(
+    {
+        "backend": _ALL,
+        "task": _ALL,
+        "context": _ALL,
+        "slots": _ALL,
+        "gpus": _ALL,
+        "split_mode": _LLAMA_SERVER & _GPU,
+        "main_gpu": _LLAMA_SERVER & _GPU,
+        "gpu_layers": _LLAMA_SERVER & _GPU,
+        "batch": _LLAMA,
+        "ubatch": _LLAMA,
+        "threads": _LLAMA | {Backend.VLLM_CPU},
+        "flash_attention": _LLAMA,
+        "fit": _LLAMA_SERVER,
+        "memory_lock": _LLAMA,
+        "kv_cache_type": _LLAMA_SERVER,
+        "chat_template": _LLAMA_SERVER | _VLLM,
+        "tensor_parallel_size": _VLLM & _GPU,
+        "gpu_memory_utilization": _VLLM & _GPU,
+        "dtype": _VLLM,
+        "quantization": _VLLM,
+        "extra_args": _LLAMA_SERVER | _VLLM,
+    }
+)
+
+
+def given(options: EngineOptions) -> Mapping[str, object]:
+    """The options that somebody asked for."""
+    values = {name: getattr(options, name) for name in type(options).model_fields}
+    return {name: value for name, value in values.items() if value is not None and value != ()} | (
+        {"gpus": ()} if options.gpus == () else {}
+    )
+
+
+def foreign_options(row: BackendRow, options: EngineOptions) -> tuple[str, ...]:
+    """A reason for every option that ``row`` does not have, or has not with that value."""
+    reasons = [
+        f"{name} is an option of {_names(OPTION_BACKENDS[name])} only"
+        for name, value in given(options).items()
+        if row.backend not in OPTION_BACKENDS[name] and not _already_so(row, name, value)
+    ]
+    if row.engine is Engine.LLAMA_CPP_PYTHON and options.slots is not None and options.slots > 1:
+        reasons.append(f"slots is {options.slots}, but {row.backend} serves one request at a time")
+    if options.gpus and not row.needs_gpu:
+        reasons.append(f"it runs on the CPU, but gpus names {', '.join(map(str, options.gpus))}")
+    if options.gpus == () and row.needs_gpu:
+        reasons.append("gpus is empty, which asks for the CPU")
+    return tuple(reasons)
+
+
+def contradictions(options: EngineOptions, cpu_count: int) -> tuple[str, ...]:
+    """A reason for every pair of options, or option and machine, that cannot both be had."""
+    reasons = []
+    if options.batch is not None and options.ubatch is not None and options.ubatch > options.batch:
+        reasons.append(f"ubatch {options.ubatch} is more than batch {options.batch}; lower it or raise batch")
+    if options.threads is not None and options.threads > cpu_count:
+        reasons.append(
+            f"threads is {options.threads}, but the node has {cpu_count} cores; ask for at most that"
+        )
+    if (
+        options.gpus is not None
+        and options.main_gpu is not None
+        and options.main_gpu >= max(len(options.gpus), 1)
+    ):
+        reasons.append(
+            f"main_gpu is {options.main_gpu}, but gpus names {len(options.gpus)}: it counts within gpus"
+        )
+    if (
+        options.gpus
+        and options.tensor_parallel_size is not None
+        and options.tensor_parallel_size != len(options.gpus)
+    ):
+        reasons.append(
+            f"tensor_parallel_size is {options.tensor_parallel_size}, but gpus names {len(options.gpus)}; "
+            "make them equal or leave one out"
+        )
+    if options.flash_attention is False and options.kv_cache_type not in (None, "f16"):
+        reasons.append(f"a {options.kv_cache_type} cache needs flash attention, which the options turn off")
+    return tuple(reasons)
+
+
+def _already_so(row: BackendRow, name: str, value: object) -> bool:
+    """Whether the option only says what a backend without it does anyway."""
+    return name == "gpu_layers" and value == 0 and not row.needs_gpu
+
+
+def _names(backends: frozenset[Backend]) -> str:
+    return ", ".join(backend for backend in Backend if backend in backends)

@@ -1,0 +1,68 @@
+"""What this node has and what can start on it, read when it is asked for."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from xgen_ray.backends import discover
+from xgen_ray.hardware import NodeSnapshot, detect_in_child, take_usage
+from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy, available_backends
+from xgen_ray.placement.types import Backend, BackendStatus
+from xgen_ray.schema import BackendsReport, GPUsReport
+from xgen_ray.serving.reports import backend_reports, gpus_report
+from xgen_ray.serving.state import Inventory
+
+# Cards do not come and go by the minute, and a look takes seconds; usage is read afresh every time.
+SNAPSHOT_AGE_S = 600.0
+
+
+class InventoryReader:
+    """Hardware and engines of the node that it runs on. Many may ask at once: one look serves them all.
+
+    ``commands`` name engines that are not to be searched for; ``env`` is the environment that children
+    are given.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        env: Mapping[str, str],
+        commands: Mapping[Backend, tuple[str, ...]],
+        cache_dir: Path,
+        policy: PlacementPolicy = DEFAULT_POLICY,
+    ) -> None:
+        self._node = node
+        self._env = env
+        self._commands = commands
+        self._cache_dir = cache_dir
+        self._policy = policy
+        self._lock = asyncio.Lock()
+        self._known: tuple[NodeSnapshot, tuple[BackendStatus, ...]] | None = None
+        self._taken_at = 0.0
+
+    async def read(self) -> Inventory:
+        async with self._lock:
+            if self._known is None or time.monotonic() - self._taken_at > SNAPSHOT_AGE_S:
+                self._known = await self._look()
+                self._taken_at = time.monotonic()
+            snapshot, statuses = self._known
+        usage = await asyncio.to_thread(take_usage, snapshot.detection, env=self._env)
+        return Inventory(snapshot, usage, statuses, self._policy)
+
+    async def gpus(self) -> GPUsReport:
+        return gpus_report(self._node, await self.read())
+
+    async def backends(self) -> BackendsReport:
+        inventory = await self.read()
+        return BackendsReport(nodes={self._node: backend_reports(inventory.statuses)})
+
+    async def _look(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]:
+        snapshot = await asyncio.to_thread(detect_in_child, env=self._env)
+        found = await discover(
+            path=self._env.get("PATH", ""),
+            commands=self._commands,
+            cache_dir=self._cache_dir,
+            env=self._env,
+        )
+        return snapshot, available_backends(snapshot, found, vllm_rocm_gfx=self._policy.vllm_rocm_gfx)

@@ -1,0 +1,106 @@
+"""Pools as Serve applications: starting them, stopping them, looking at them."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.api import RunTarget
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, ServeStatus
+
+from xgen_ray.schema import ReplicaStatus
+from xgen_ray.serving.dispatcher import ENGINE_DEPLOYMENT
+from xgen_ray.serving.machine import POOL_PREFIX
+from xgen_ray.serving.replica import PoolSpec
+from xgen_ray.serving.state import PoolState
+
+logger = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 2.0
+
+# Makes the application of a pool; given by the composition root.
+BuildEngine = Callable[[PoolSpec, int], Application]
+
+_STATES: Mapping[ApplicationStatus, PoolState] = {
+    ApplicationStatus.NOT_STARTED: PoolState.STARTING,
+    ApplicationStatus.DEPLOYING: PoolState.STARTING,
+    ApplicationStatus.RUNNING: PoolState.RUNNING,
+    ApplicationStatus.UNHEALTHY: PoolState.UNHEALTHY,
+    ApplicationStatus.DEPLOY_FAILED: PoolState.FAILED,
+    ApplicationStatus.DELETING: PoolState.STOPPING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolsSeen:
+    """Serve's word on our pools. ``replicas`` lacks a pool whose replicas did not all answer in time."""
+
+    states: Mapping[str, PoolState]
+    messages: Mapping[str, str]
+    replicas: Mapping[str, tuple[ReplicaStatus, ...]]
+
+
+def start_pool(pool: str, application: Application) -> None:
+    """Asks Serve for the application; returns before it runs. Blocking: call it in a thread."""
+    target = RunTarget(application, name=pool, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def stop_pool(pool: str) -> None:
+    """Asks Serve to end the application, gracefully; returns at once. Blocking: call it in a thread."""
+    serve.delete(pool, _blocking=False)
+
+
+class PoolWatch:
+    """Looks at our pools. Keeps one handle a pool."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, DeploymentHandle[object]] = {}
+
+    async def look(self) -> PoolsSeen:
+        """Raises RayServeException when Serve itself does not answer."""
+        status = await asyncio.to_thread(serve.status)
+        ours = {name: app for name, app in status.applications.items() if name.startswith(POOL_PREFIX)}
+        for gone in self._handles.keys() - ours.keys():
+            del self._handles[gone]
+        counts = {name: _running(status, name) for name in ours}
+        answers = await asyncio.gather(*(self._describe(name, count) for name, count in counts.items()))
+        return PoolsSeen(
+            states={name: _STATES[app.status] for name, app in ours.items()},
+            messages={name: app.message for name, app in ours.items() if app.message},
+            replicas={name: found for name, found in zip(counts, answers, strict=True) if found is not None},
+        )
+
+    async def logs(self, pool: str, after: int, limit: int) -> list[tuple[str, tuple[str, ...], int]]:
+        """Each replica's lines, by replica id; those that answered in time."""
+        response = self._handle(pool).broadcast("logs", after, limit)
+        answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    async def _describe(self, pool: str, running: int) -> tuple[ReplicaStatus, ...] | None:
+        if running == 0:
+            return ()
+        try:
+            response = self._handle(pool).broadcast("describe")
+            answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+        except (TimeoutError, RayServeException):
+            return None
+        found = tuple(answer for answer in answers if isinstance(answer, ReplicaStatus))
+        # A fresh handle knows no replicas yet, a dying one does not answer: neither proves an absence.
+        return found if len(found) >= running else None
+
+    def _handle(self, pool: str) -> DeploymentHandle[object]:
+        if pool not in self._handles:
+            self._handles[pool] = serve.get_deployment_handle(ENGINE_DEPLOYMENT, pool)
+        return self._handles[pool]
+
+
+def _running(status: ServeStatus, pool: str) -> int:
+    deployments = status.applications[pool].deployments
+    engine = deployments.get(ENGINE_DEPLOYMENT)
+    states = engine.replica_states if engine is not None else {}
+    return sum(count for state, count in states.items() if state == "RUNNING")

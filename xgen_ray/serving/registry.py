@@ -1,0 +1,58 @@
+"""What the operator asked for, kept over restarts, in an SQLite file on the head node."""
+
+import sqlite3
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from xgen_ray.errors import ConfigError
+from xgen_ray.serving.state import Record
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT"
+_SCHEMA_VERSION = 1
+_RECORD = TypeAdapter(Record)
+
+
+class Registry:
+    """One writer. Every call is one durable transaction: when it returns, a power cut loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            # One owner, but its calls come from a thread pool.
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
+            self._db.execute("PRAGMA synchronous=FULL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _SCHEMA_VERSION):
+                raise ConfigError(
+                    f"{path} was written by a newer version (schema {version}, this one knows "
+                    f"{_SCHEMA_VERSION}); upgrade, or move the file away to start empty"
+                )
+            self._db.execute(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(
+                f"{path} cannot be used as the registry of models: {error}; "
+                "restore it, or move it away to start empty"
+            ) from error
+
+    def records(self) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+        """All records that can be read, and a sentence for each that cannot (it stays in the file)."""
+        found: list[Record] = []
+        unreadable: list[str] = []
+        for name, text in self._db.execute("SELECT name, record FROM models ORDER BY name"):
+            try:
+                found.append(_RECORD.validate_json(text))
+            except ValidationError as error:
+                unreadable.append(f"the registry's record of {name} cannot be read: {error}")
+        return tuple(found), tuple(unreadable)
+
+    def remember(self, record: Record) -> None:
+        text = _RECORD.dump_json(record).decode()
+        self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (record.name, text))
+
+    def forget(self, name: str) -> None:
+        self._db.execute("DELETE FROM models WHERE name = ?", (name,))
+
+    def close(self) -> None:
+        self._db.close()

@@ -1,0 +1,157 @@
+"""What an operator can set, read in ``deployments.app`` and the command line only.
+
+A Serve config (``cluster_configs/``) gives the same fields under ``args:`` of the two applications.
+"""
+
+import ipaddress
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from xgen_ray.errors import ConfigError
+from xgen_ray.placement.types import Backend
+from xgen_ray.schema import LoadRequest
+
+CONTROL_APP = "xgen-control"
+CONTROL_DEPLOYMENT = "Control"
+ROUTER_APP = "xgen-router"
+DEFAULT_PORT = 8000
+
+# What engines and vendor tools may see of our environment. Everything else, tokens and keys above all,
+# stays out.
+ENGINE_ENV_NAMES = frozenset(
+    {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"}
+)
+ENGINE_ENV_PREFIXES = (
+    "LC_",
+    "XDG_",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "HIP_",
+    "HSA_",
+    "ROCM_",
+    "ROCR_",
+    "AMD_",
+    "VK_",
+    "GGML_",
+    "LLAMA_",
+    "OMP_",
+)
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+
+
+def _expand(value: object) -> object:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+
+
+class Settings(BaseModel):
+    """Base of both applications' arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_keys_file: UserPath | None = Field(
+        None, description="YAML mapping of key names to keys, readable by its owner only."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Further host names by which a server without keys may be addressed."
+    )
+    cors_origins: tuple[str, ...] = ()
+
+
+class ControlSettings(Settings):
+    """Arguments of the control application."""
+
+    base_url: str = Field(
+        f"http://127.0.0.1:{DEFAULT_PORT}", description="Where clients reach the router, without /v1."
+    )
+    models: tuple[LoadRequest, ...] = Field((), description="Models to load at start and keep loaded.")
+    model_dirs: tuple[UserPath, ...] = Field(
+        (), description="The only directories that local model paths may lie in."
+    )
+    state_dir: UserPath = Field(default_factory=lambda: xdg_dir("XDG_STATE_HOME", ".local/state"))
+    cache_dir: UserPath = Field(default_factory=lambda: xdg_dir("XDG_CACHE_HOME", ".cache"))
+    backend_commands: Mapping[Backend, tuple[str, ...]] = Field(
+        default_factory=dict, description="Commands of engines that are not to be searched for on PATH."
+    )
+    vllm_rocm_gfx: tuple[str, ...] | None = Field(
+        None, description="The gfx ids that vllm-rocm may run on; by default those of vLLM's documentation."
+    )
+    hub_endpoint: str | None = Field(None, description="Another Hugging Face hub than the public one.")
+    drain_s: PositiveFloat = Field(30.0, description="How long running requests may finish on an unload.")
+
+
+class RouterSettings(Settings):
+    """Arguments of the router application."""
+
+    replicas: PositiveInt = 1
+    wait_s: PositiveFloat = Field(60.0, description="How long a request waits for a model that is loading.")
+
+
+def xdg_dir(variable: str, fallback: str) -> Path:
+    """Our folder below an XDG base directory."""
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / fallback) / "xgen-ray"
+
+
+def read_api_keys(path: Path) -> tuple[tuple[str, str], ...]:
+    """(name, key) pairs from a YAML mapping. Raises ConfigError, also for a file that others can read."""
+    try:
+        mode = path.stat().st_mode
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"the file of API keys cannot be read: {error}") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:o}); chmod 600 {path}")
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path} must be a mapping of names to keys, like 'alice: sk-...'")
+    return tuple((str(name), str(key)) for name, key in content.items())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that binds to ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_keys_when_exposed(host: str, *, has_keys: bool) -> None:
+    """Raises ConfigError for an address that others can reach while no key is asked for."""
+    if not has_keys and not is_loopback(host):
+        raise ConfigError(
+            f"refusing to listen on {host} without API keys: whoever reaches it could use and unload the "
+            "models. Give --api-key NAME=KEY, or keep the default 127.0.0.1"
+        )
+
+
+def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of ``environ`` that engines and vendor tools are started with."""
+    return {name: value for name, value in environ.items() if _passes(name)}
+
+
+def _passes(name: str) -> bool:
+    if any(word in name for word in SECRET_WORDS):
+        return False
+    return name in ENGINE_ENV_NAMES or name.startswith(ENGINE_ENV_PREFIXES)
+
+
+def parse_keys(pairs: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(name, key) pairs from ``NAME=KEY`` words. Raises ConfigError, which never repeats a key."""
+    keys: list[tuple[str, str]] = []
+    for pair in pairs:
+        name, separator, key = pair.partition("=")
+        if not separator or not name or not key:
+            raise ConfigError("an API key is given as NAME=KEY, for example --api-key alice=sk-...")
+        keys.append((name, key))
+    return tuple(keys)
