@@ -44,6 +44,8 @@ def serve_environment() -> Mapping[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "30",
+        # A reload of HAProxy must not cut a long answer off; two minutes would be the default.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
         # Which GPUs an engine sees is ours to say, per engine.
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         "RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1",

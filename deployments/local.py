@@ -17,6 +17,9 @@ from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSe
 
 # Bytes never go through Ray's object store; the smallest one that Ray accepts is plenty.
 OBJECT_STORE_BYTES = 80 * 2**20
+# A replica must not close an idle connection in the moment that HAProxy reuses it: the client would see a
+# disconnect. HAProxy lets go of them after seconds, long before this.
+KEEP_ALIVE_S = 3600
 POLL_S = 0.05
 
 
@@ -37,7 +40,9 @@ class LocalStack:
             configure_logging=False,
             object_store_memory=OBJECT_STORE_BYTES,
         )
-        serve.start(http_options=HTTPOptions(host=self._host, port=self._port))
+        serve.start(
+            http_options=HTTPOptions(host=self._host, port=self._port, keep_alive_timeout_s=KEEP_ALIVE_S)
+        )
         serve.run_many(
             [
                 RunTarget(build_control(control, keys), name=CONTROL_APP, route_prefix="/api"),
@@ -57,5 +62,5 @@ class LocalStack:
 
     def stop(self) -> None:
         """Ends everything. Engines die with their replicas."""
-        serve.shutdown()
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()

@@ -32,9 +32,10 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> App:
         limits = GatewayLimits(retry=RetryLimits(ready_wait_s=self._settings.wait_s))
-        app: App = Gateway(
+        self._gateway = Gateway(
             self._dispatcher, self._keys, limits=limits, cors_origins=self._settings.cors_origins
         )
+        app: App = self._gateway
         if not self._keys.required:
             app = LocalGuard(
                 app, allowed_hosts=self._settings.allowed_hosts, allowed_origins=self._settings.cors_origins
@@ -45,6 +46,11 @@ class Router:
         """A router that follows no table any more must be started anew."""
         if self._follower.done():
             raise RuntimeError("the router no longer follows the routing table")
+
+    async def __del__(self) -> None:
+        """Serve calls this once running requests are done. It runs no ASGI lifespan."""
+        self._follower.cancel()
+        await self._gateway.aclose()
 
     async def _follow(self) -> None:
         handle: DeploymentHandle[object] = serve.get_deployment_handle(CONTROL_DEPLOYMENT, CONTROL_APP)

@@ -18,7 +18,7 @@ from xgen_ray.process import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLE_MODEL = REPOSITORY / "models" / "smollm2-135m-instruct-q4_1.gguf"
-STAND_IN_ENGINE = REPOSITORY / "tests" / "fakes" / "engine.py"
+STAND_IN_ENGINE = REPOSITORY / "tests" / "fakes" / "llama_server.py"
 START_DEADLINE_S = 240.0
 STOP_DEADLINE_S = 60.0
 
@@ -37,6 +37,7 @@ class Stack:
         self._arguments = arguments
         self._ready = threading.Event()
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -68,7 +69,8 @@ class Stack:
             text=True,
             start_new_session=True,
         )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
         if not self._ready.wait(START_DEADLINE_S) or self._process.poll() is not None:
             self.stop()
             raise AssertionError("the stack did not start:\n" + "".join(self.output))
@@ -83,7 +85,10 @@ class Stack:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 raise
-        return time.monotonic() - began
+        seconds = time.monotonic() - began
+        if self._reader is not None:
+            self._reader.join(deadline_s)
+        return seconds
 
     def processes(self) -> list[psutil.Process]:
         """Everything of this stack that lives, wherever it hangs in the process tree."""
@@ -111,10 +116,11 @@ class Stack:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.output.append(line)
-            if "Ctrl-C stops it" in line:
-                self._ready.set()
+        with process.stdout:
+            for line in process.stdout:
+                self.output.append(line)
+                if "Ctrl-C stops it" in line:
+                    self._ready.set()
         self._ready.set()
 
 

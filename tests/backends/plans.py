@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from xgen_ray.hardware.types import GPUInfo, GPUType
 from xgen_ray.models.types import ModelFacts, ModelFormat, ModelTask
@@ -20,7 +21,7 @@ XTX = GPUInfo(GPUType.AMD_RDNA, 1, "AMD Radeon RX 7900 XTX", gfx_version="gfx110
 APU = GPUInfo(GPUType.AMD_RDNA, 0, "AMD Radeon 8060S", gfx_version="gfx1151", integrated=True)
 
 
-def facts(path: str = "/models/tiny.gguf", weight_bytes: int = 2**30, **fields: object) -> ModelFacts:
+def facts(path: str = "/models/tiny.gguf", weight_bytes: int = 2**30, **fields: Any) -> ModelFacts:
     made = ModelFacts(ModelFormat.GGUF, path, (path,), weight_bytes, has_chat_template=True)
     return replace(made, **fields)
 
@@ -29,7 +30,7 @@ def plan(
     backend: Backend = Backend.LLAMA_SERVER_CPU,
     command: tuple[str, ...] = ("llama-server",),
     model: ModelFacts | None = None,
-    **options: object,
+    **options: Any,
 ) -> Plan:
     return Plan(
         facts=facts() if model is None else model,

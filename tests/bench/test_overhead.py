@@ -55,21 +55,21 @@ def test_a_round_without_an_answer_leaves_no_figure() -> None:
 
 async def test_an_added_delay_is_found(endpoints: tuple[Endpoint, Endpoint]) -> None:
     direct, through = endpoints
-    through.behaviour = Behaviour(first_s=0.05)
+    through.behaviour = Behaviour(first_s=0.1)
     report = await measure_pair(
-        Target(direct.url, "m"), Target(through.url, "m"), (1, 2), requests=4, rounds=3, max_tokens=4
+        Target(direct.url, "m"), Target(through.url, "m"), (1, 2), requests=2, rounds=3, max_tokens=4
     )
     assert [comparison.streams for comparison in report.comparisons] == [1, 2]
     for comparison in report.comparisons:
         assert comparison.added_ttft_p50_ms is not None
-        assert 40 < comparison.added_ttft_p50_ms.median < 300
+        assert 50 < comparison.added_ttft_p50_ms.median < 2000
         assert comparison.requests_per_s_ratio is not None
         assert comparison.requests_per_s_ratio.median < 0.6
         assert len(comparison.rounds) == 3
     prompts = [body["messages"][0]["content"] for endpoint in endpoints for body in endpoint.seen.bodies]
     # The warm-up asks both the same; what is measured is asked once.
     measured = [prompt for prompt in prompts if not prompt.startswith("-")]
-    assert len(set(measured)) == len(measured) == 2 * 2 * 3 * 4
+    assert len(set(measured)) == len(measured) == 2 * 2 * 3 * 2
 
 
 async def test_rounds_take_turns(endpoints: tuple[Endpoint, Endpoint]) -> None:

@@ -57,6 +57,15 @@ def test_another_program_at_the_address_is_recognised(url: str) -> None:
     assert caught.value.exit_code is ExitCode.UNREACHABLE
 
 
+def test_a_bare_engine_at_the_address_is_recognised(odd_server: tuple[str, dict[str, bytes]]) -> None:
+    url, answer = odd_server
+    answer["body"] = b'{"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}'
+    answer["status"] = b"404"
+    with Server(url, None) as server, pytest.raises(CommandError, match="not as xgen-ray does") as caught:
+        server.status()
+    assert caught.value.exit_code is ExitCode.UNREACHABLE
+
+
 @pytest.mark.parametrize("key", [None, "wrong"])
 def test_without_the_right_key_it_is_not_authorised(url: str, key: str | None) -> None:
     with Server(url, key) as server, pytest.raises(CommandError) as caught:
@@ -101,7 +110,7 @@ def odd_server() -> Iterator[tuple[str, dict[str, bytes]]]:
             if "body" not in answer:
                 over.wait(10)
                 return
-            self.send_response(200)
+            self.send_response(int(answer.get("status", b"200")))
             self.send_header("Content-Length", str(len(answer["body"])))
             self.end_headers()
             self.wfile.write(answer["body"])
@@ -110,7 +119,7 @@ def odd_server() -> Iterator[tuple[str, dict[str, bytes]]]:
             """Say nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Odd) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", answer
         over.set()

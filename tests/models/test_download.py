@@ -29,6 +29,7 @@ from xgen_ray.errors import (
     XgenRayError,
 )
 from xgen_ray.models import DownloadProgress, ModelTask, download, inspect, parse_source, progress_bar
+from xgen_ray.models.cache import CachedRepo
 from xgen_ray.models.transfer import BlobTransfer, Meter, Site
 
 BIG = "m.Q4_K_M.gguf"
@@ -431,7 +432,7 @@ class TestWithoutTheHub:
             hub.repos["o/st"] = st_repo()
             folder = download(parse_source("hf:o/st"), cache, endpoint=hub.endpoint)
         (folder / "model-00002-of-00002.safetensors").unlink()
-        with pytest.raises(DownloadFailed, match="cache does not hold all of it"):
+        with pytest.raises(DownloadFailed, match=r"cannot be reached, and .*lacks 1 of 2 shards"):
             self.nowhere(hub, cache, "hf:o/st")
 
     def test_with_nothing_in_the_cache_it_says_so(self, cache: Path) -> None:
@@ -439,6 +440,33 @@ class TestWithoutTheHub:
             pass
         with pytest.raises(DownloadFailed, match=rf"from {hub.endpoint}: .*Check the network"):
             self.nowhere(hub, cache)
+
+    def test_it_is_not_asked_when_told_so(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
+    ) -> None:
+        hub.repos["o/n"] = Repo({BIG: gguf_bytes})
+        with pytest.raises(ModelNotFound, match=r"hf:o/n is not in the cache .*Download it first"):
+            fetch("hf:o/n", offline=True)
+        assert not hub.seen
+        path = fetch("hf:o/n")
+        hub.seen.clear()
+        assert fetch("hf:o/n", offline=True) == path
+        assert not hub.seen
+        path.unlink()
+        with pytest.raises(ModelNotFound, match="not complete in the cache"):
+            fetch("hf:o/n", offline=True)
+
+    def test_an_interrupted_download_is_not_taken_for_a_model(
+        self, hub: StandInHub, fetch: Callable[..., Path]
+    ) -> None:
+        hub.repos["o/n"] = st_repo()
+        hub.faults.statuses["storage"] = [403]
+        with pytest.raises(DownloadFailed):
+            fetch("hf:o/n")
+        with pytest.raises(ModelNotFound, match="not in the cache"):
+            fetch("hf:o/n", offline=True)
+        with pytest.raises(ModelNotFound, match="not complete in the cache"):
+            fetch(f"hf:o/n@{hub.repos['o/n'].commit}", offline=True)
 
     def test_a_hub_that_never_answers_is_given_up(
         self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
@@ -463,10 +491,10 @@ def test_files_beyond_plain_http_are_left_to_the_library(
     hub: StandInHub, cache: Path, gguf_bytes: bytes
 ) -> None:
     hub.repos["o/n"] = repo = Repo({BIG: gguf_bytes})
-    site = Site(parse_source("hf:o/n"), "o/n", repo.commit, hub.endpoint, None, cache, 5.0)
+    site = Site(parse_source("hf:o/n"), repo.commit, hub.endpoint, None, CachedRepo(cache, "o/n"), 5.0)
     meter = Meter()
     BlobTransfer(site, BIG, meter, threading.Event(), http_limit_bytes=1000).run()
-    assert (site.snapshot / BIG).read_bytes() == gguf_bytes
+    assert (site.cache.snapshot(repo.commit) / BIG).read_bytes() == gguf_bytes
     assert meter.of(BIG) == len(gguf_bytes)
 
 
@@ -510,16 +538,13 @@ class TestAFullDisk:
         or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
         reason="no private mounts here",
     )
-    @pytest.mark.parametrize(("size", "needs"), [("3m", r"\d+ more bytes"), ("7m", "more than that")])
-    def test_of_a_few_megabytes_for_real(
-        self, hub: StandInHub, cache: Path, gguf_bytes: bytes, size: str, needs: str
-    ) -> None:
-        """File systems of their own: one is too small from the start, one fills up on the way."""
+    def test_that_fills_up_on_the_way_for_real(self, hub: StandInHub, cache: Path, gguf_bytes: bytes) -> None:
+        """A file system of its own, which something else fills as soon as the download has begun."""
         hub.repos["o/n"] = Repo({BIG: gguf_bytes})
         filled = hub.faults.stall[BIG] = threading.Event()
         cache.mkdir()
-        script = 'mount -t tmpfs -o size="$1" none "$2" && exec "$3" -c "$4" "$5" "$2"'
-        arguments = [size, str(cache), sys.executable, CHILD, hub.endpoint]
+        script = 'mount -t tmpfs -o size=7m none "$1" && exec "$2" -c "$3" "$4" "$1"'
+        arguments = [str(cache), sys.executable, CHILD, hub.endpoint]
         with subprocess.Popen(
             ["unshare", "-rm", "sh", "-c", script, "sh", *arguments], stdout=subprocess.PIPE, text=True
         ) as child:
@@ -528,8 +553,8 @@ class TestAFullDisk:
             for line in child.stdout:
                 lines.append(line)
                 filled.set()
-        assert re.match(rf"DiskFull hf:o/n needs {needs}; .* has \d+ bytes free", lines[-1])
-        assert lines[:-1] == (["filled, 1 partial file\n", "0 partial files\n"] if size == "7m" else [])
+        assert lines[:-1] == ["filled, 1 partial file\n", "0 partial files\n"]
+        assert re.match(r"DiskFull hf:o/n needs more than that; .* has \d+ bytes free", lines[-1])
 
 
 CHILD = """

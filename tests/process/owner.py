@@ -34,11 +34,14 @@ time.sleep(60)
 
 def start_bystanders() -> list[int]:
     popen = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    told, tell = os.pipe()
     forked = os.fork()
     if forked == 0:
         os.setsid()
+        os.write(tell, b".")
         time.sleep(60)
         os._exit(0)
+    os.read(told, 1)  # it has left the group that may be killed
     return [popen.pid, forked]
 
 

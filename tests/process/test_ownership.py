@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.conftest import EngineMaker, python
+from tests.process.conftest import DEAF, python, started
+from tests.process.owner import CHILD
 from tests.process.watching import Deaths, eventually, guards_of
 from xgen_ray.process import FailureClass
 
@@ -62,16 +63,12 @@ def test_an_owner_killed_takes_everything_along(
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["guard", "keeper"])
-async def test_either_guard_killed_takes_everything_along(
-    engine: EngineMaker, deaths: Deaths, tmp_path: Path, which: int
-) -> None:
+async def test_either_guard_killed_takes_everything_along(deaths: Deaths, which: int) -> None:
     """A killed keeper is what Ray's worker leaves of its direct children when it ends in good order."""
-    pids = tmp_path / "pids"
-    async with engine("--spawn-grandchild", "--pid-file", str(pids)) as child:
-        await child.wait_ready()
-        assert child.pid is not None
-        guards = guards_of(child.pid)
-        deaths.watch(*map(int, pids.read_text().split()))
+    async with python(CHILD) as child:
+        pid = await started(child)
+        guards = guards_of(pid)
+        deaths.watch(pid, int(child.logs.tail()[0]))
         os.kill(guards[which], signal.SIGKILL)
         await asyncio.wait_for(child.wait(), SOON_S)
         assert deaths.alive() == set()
@@ -82,13 +79,12 @@ async def test_either_guard_killed_takes_everything_along(
     assert deaths.survivors(SOON_S) == set()
 
 
-async def test_both_guards_killed_take_the_child_along(engine: EngineMaker, deaths: Deaths) -> None:
+async def test_both_guards_killed_take_the_child_along(deaths: Deaths) -> None:
     """Nobody is left to look for workers, but the kernel itself ends the child."""
-    async with engine("--ignore-term") as child:
-        await child.wait_ready()
-        assert child.pid is not None
-        deaths.watch(child.pid)
-        guard, keeper = guards_of(child.pid)
+    async with python(DEAF) as child:
+        pid = await started(child)
+        deaths.watch(pid)
+        guard, keeper = guards_of(pid)
         os.kill(keeper, signal.SIGSTOP)
         os.kill(guard, signal.SIGKILL)
         os.kill(keeper, signal.SIGKILL)
@@ -116,48 +112,46 @@ os.kill(os.getpid(), 9)
     assert deaths.survivors(SOON_S) == set()
 
 
-async def test_a_killed_guard_is_diagnosed(engine: EngineMaker, deaths: Deaths) -> None:
-    async with engine() as child:
-        await child.wait_ready()
-        assert child.pid is not None
-        deaths.watch(child.pid)
-        guard, _ = guards_of(child.pid)
+async def test_a_killed_guard_is_diagnosed() -> None:
+    async with python(DEAF) as child:
+        guard, _ = guards_of(await started(child))
         os.kill(guard, signal.SIGKILL)
         failure = await asyncio.wait_for(child.wait(), SOON_S)
         assert (failure.failure, failure.exit_code) == (FailureClass.KILLED, -signal.SIGKILL)
         assert "guard" in failure.message
-        assert deaths.alive() == set()
 
 
-async def test_ctrl_c_is_the_owners_to_decide(engine: EngineMaker) -> None:
-    async with engine() as child:
-        await child.wait_ready()
-        assert child.pid is not None
-        for guard in guards_of(child.pid):
+async def test_ctrl_c_is_the_owners_to_decide(deaths: Deaths) -> None:
+    async with python(DEAF, stop_grace_s=0.1) as child:
+        pid = await started(child)
+        guards = guards_of(pid)
+        deaths.watch(pid, *guards)
+        for guard in guards:
             os.kill(guard, signal.SIGINT)
             os.kill(guard, signal.SIGHUP)
-        await child.wait_ready()
-        assert child.exit_code is None
-        assert os.getsid(child.pid) != os.getsid(0)
+        assert deaths.survivors(0.2) == {pid, *guards}
+        assert len({os.getsid(other) for other in (0, *guards)}) == 3
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["guard", "keeper"])
-async def test_term_to_either_guard_ends_the_child_in_good_order(engine: EngineMaker, which: int) -> None:
-    async with engine() as child:
-        await child.wait_ready()
-        assert child.pid is not None
-        os.kill(guards_of(child.pid)[which], signal.SIGTERM)
+async def test_term_to_either_guard_ends_the_child_in_good_order(which: int) -> None:
+    code = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+print("up", flush=True)
+time.sleep(60)
+"""
+    async with python(code) as child:
+        os.kill(guards_of(await started(child))[which], signal.SIGTERM)
         failure = await asyncio.wait_for(child.wait(), SOON_S)
     assert failure.exit_code == 0
     assert failure.failure is FailureClass.CRASHED, "nobody had asked this owner for it"
 
 
-def test_a_loop_that_ends_without_stopping_leaves_nothing(engine: EngineMaker, deaths: Deaths) -> None:
+def test_a_loop_that_ends_without_stopping_leaves_nothing(deaths: Deaths) -> None:
     async def careless() -> None:
-        child = engine()
-        await child.start()
-        assert child.pid is not None
-        deaths.watch(child.pid, *guards_of(child.pid))
+        pid = await started(python(DEAF))
+        deaths.watch(pid, *guards_of(pid))
 
     asyncio.run(careless())
     assert deaths.survivors(SOON_S) == set()

@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from tests.process.conftest import DEAF, EngineMaker, python, started
 from tests.process.watching import Deaths, eventually, guards_of
 from xgen_ray.errors import EngineFailed, WrongState
 from xgen_ray.process import ChildProcess, FailureClass, LaunchSpec, LogRing, Readiness, free_port, stop_all
+from xgen_ray.process.readiness import HealthProbe
 
 SOON_S = 5.0
 
@@ -159,15 +159,29 @@ async def test_an_end_by_itself_is_no_success_whatever_the_code() -> None:
     assert failure.log_tail == ("all done",)
 
 
-async def test_a_crash_is_classified_by_its_last_words(engine: EngineMaker) -> None:
+async def test_a_crash_is_classified_by_its_last_words() -> None:
     line = "CUDA error: out of memory"
-    async with engine("--print", "loading", "--print", line, "--exit-code", "1") as child:
+    async with python(f"print('loading'); print({line!r}); raise SystemExit(1)") as child:
         failure = await child.wait()
     assert (failure.failure, failure.exit_code, failure.evidence) == (FailureClass.OUT_OF_MEMORY, 1, line)
 
 
-async def test_segmentation_fault(engine: EngineMaker) -> None:
-    async with engine("--segv") as child:
+async def test_a_death_is_not_explained_by_the_run_before() -> None:
+    """A ring is kept over a second attempt on another port."""
+    ring = LogRing()
+    spec = LaunchSpec((sys.executable, "-c", "print('[Errno 98] Address already in use'); exit(1)"))
+    async with ChildProcess(spec, ring, base_env=dict(os.environ)) as first:
+        assert (await first.wait()).failure is FailureClass.PORT_IN_USE
+    spec = LaunchSpec((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    async with ChildProcess(spec, ring, base_env=dict(os.environ)) as second:
+        failure = await second.wait()
+    assert failure.failure is FailureClass.KILLED
+    assert failure.log_tail == ()
+    assert ring.total == 1
+
+
+async def test_segmentation_fault() -> None:
+    async with python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)") as child:
         failure = await child.wait()
     assert (failure.failure, failure.exit_code) == (FailureClass.CRASHED, -signal.SIGSEGV)
 
@@ -266,20 +280,18 @@ async def test_a_silent_health_address_does_not_hang_the_wait(engine: EngineMake
 
 
 async def test_readiness_headers_go_with_each_probe(engine: EngineMaker) -> None:
-    child = engine("--api-key", "sesame")
-    readiness = child.spec.readiness
-    assert readiness is not None
-    for headers, ready in (({"authorization": "Bearer sesame"}, True), ({}, False)):
-        port = free_port()
-        argv = tuple(str(port) if word.isdigit() else word for word in child.spec.argv)
-        url = f"http://127.0.0.1:{port}/v1/models"
-        spec = LaunchSpec(argv, readiness=Readiness(url, 20.0 if ready else 0.75, headers, 0.02))
-        async with ChildProcess(spec, base_env=dict(os.environ)) as keyed:
-            if ready:
-                await keyed.wait_ready()
-            else:
-                with pytest.raises(EngineFailed, match=r"401.*Invalid API Key"):
-                    await keyed.wait_ready()
+    async with engine("--api-key", "sesame") as child:
+        await child.wait_ready()
+        assert child.spec.readiness is not None
+        url = child.spec.readiness.url.replace("/health", "/v1/models")
+        await asyncio.wait_for(
+            HealthProbe(Readiness(url, 5.0, {"authorization": "Bearer sesame"})).until_ready(), SOON_S
+        )
+        keyless = HealthProbe(Readiness(url, 5.0))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(keyless.until_ready(), 0.2)
+        assert keyless.last_answer is not None
+        assert keyless.last_answer.startswith("401 ")
 
 
 async def test_a_taken_port_is_refused_before_the_start(engine: EngineMaker) -> None:
@@ -395,54 +407,53 @@ async def test_secrets_never_come_out(engine: EngineMaker) -> None:
     assert key not in command_lines, "the guard must not show the child's command line either"
 
 
-@pytest.mark.parametrize("kind", ["--flood", "--flood-lines"])
-async def test_a_flood_neither_blocks_the_child_nor_eats_memory_nor_the_loop(
-    engine: EngineMaker, kind: str
-) -> None:
+@pytest.mark.parametrize("piece", [b"x" * 65536, b"a short line\n" * 5000], ids=["endless line", "lines"])
+async def test_a_flood_neither_blocks_the_child_nor_eats_memory_nor_the_loop(piece: bytes) -> None:
     flood_bytes = 50 * 2**20
-    last = "No space left on device"
-    before = _peak_memory()
+    last = "the last words"
+    code = f"""
+import os, sys
+for _ in range({flood_bytes // len(piece)}):
+    os.write(2, {piece[:13]!r} * {len(piece) // 13})
+print()
+print({last!r})
+sys.exit(3)
+"""
+    me = psutil.Process()
+    before = most = me.memory_info().rss
     lag_s = 0.0
 
-    async def measure_lag() -> None:
-        nonlocal lag_s
+    async def measure() -> None:
+        nonlocal lag_s, most
         while True:
             asked = time.monotonic()
             await asyncio.sleep(0.005)
             lag_s = max(lag_s, time.monotonic() - asked)
+            most = max(most, me.memory_info().rss)
 
-    code = (
-        f"import subprocess, sys; subprocess.run([*sys.argv[1:], {kind!r}, '--flood-bytes', '{flood_bytes}', "
-        f"'--exit-code', '0']); print(); print({last!r}); sys.exit(3)"
-    )
-    spec = LaunchSpec((sys.executable, "-c", code, *engine().spec.argv))
-    async with ChildProcess(spec, base_env=dict(os.environ)) as child:
-        meter = asyncio.create_task(measure_lag())
+    async with python(code) as child:
+        meter = asyncio.create_task(measure())
         failure = await asyncio.wait_for(child.wait(), 30)
         meter.cancel()
     assert failure.exit_code == 3
-    assert failure.evidence == last, "the last words survive"
-    assert _peak_memory() - before < 40 * 2**20
+    assert failure.evidence == last
+    assert most - before < 30 * 2**20
     assert lag_s < 1.0
     assert len(child.logs.tail(10000)) <= 4000
 
 
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-async def test_an_endless_flood_can_be_stopped(engine: EngineMaker) -> None:
-    async with engine("--flood") as child:
-        await child.wait_ready()
+async def test_an_endless_flood_can_be_stopped() -> None:
+    async with python("import os\nwhile True: os.write(1, b'x' * 65536)") as child:
+        await eventually(lambda: child.state == "running")
         await asyncio.wait_for(child.stop(), SOON_S)
-    assert child.exit_code == 0
+    assert child.exit_code == -signal.SIGTERM
 
 
-async def test_a_child_that_closes_its_output_goes_on(engine: EngineMaker) -> None:
-    async with engine("--close-stdout") as child:
-        await child.wait_ready()
+async def test_a_child_that_closes_its_output_goes_on() -> None:
+    async with python("import os, time; os.close(1); os.close(2); time.sleep(0.2); os._exit(5)") as child:
+        failure = await child.wait()
+    assert failure.exit_code == 5
     assert child.logs.tail() == ()
-    assert child.exit_code is not None
 
 
 async def test_twenty_rounds_leak_nothing() -> None:
@@ -497,31 +508,35 @@ def untrace(pid: int) -> None:
     os.waitpid(pid, all_threads)
 
 
-def test_works_on_uvloop(engine: EngineMaker) -> None:
-    async def scenario() -> None:
-        async with engine("--spawn-grandchild") as child:
-            await child.wait_ready()
-            await child.stop()
-        assert child.exit_code == 0
-        with pytest.raises(EngineFailed, match="was not found"):
-            await ChildProcess(LaunchSpec(("/no/such/engine",)), base_env={}).start()
-
-    uvloop.run(scenario())
+async def live_and_stop() -> None:
+    async with python(DEAF, stop_grace_s=0.1) as child:
+        await started(child)
+    assert child.exit_code == -signal.SIGKILL
+    assert child.logs.tail() == ("up", "TERM is ignored")
+    with pytest.raises(EngineFailed, match="was not found"):
+        await ChildProcess(LaunchSpec(("/no/such/engine",)), base_env={}).start()
 
 
-def test_works_outside_the_main_thread(engine: EngineMaker) -> None:
+def test_works_on_uvloop() -> None:
+    uvloop.run(live_and_stop())
+
+
+def test_works_outside_the_main_thread() -> None:
     """Where a Serve replica runs its code."""
-    codes: list[int | None] = []
+    outcomes: list[BaseException | None] = []
 
-    async def scenario() -> None:
-        async with engine() as child:
-            await child.wait_ready()
-        codes.append(child.exit_code)
+    def run() -> None:
+        try:
+            asyncio.run(live_and_stop())
+            outcomes.append(None)
+        except BaseException as error:
+            outcomes.append(error)
+            raise
 
-    thread = threading.Thread(target=lambda: asyncio.run(scenario()))
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join(SOON_S * 2)
-    assert codes == [0]
+    assert outcomes == [None]
 
 
 async def test_the_guards_are_small_and_quick() -> None:

@@ -5,7 +5,8 @@ import os
 import select
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from xgen_ray.process.guard import parent_of
 
 
 class Deaths:
@@ -52,8 +53,3 @@ def guards_of(pid: int) -> tuple[int, int]:
     """The guard of a child and the guard's keeper."""
     guard = parent_of(pid)
     return guard, parent_of(guard)
-
-
-def parent_of(pid: int) -> int:
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])

@@ -137,7 +137,6 @@ async def test_a_pool_that_is_gone_from_serve_is_waited_for_until_the_table_says
 
 
 def test_models_that_can_be_asked_for_are_listed() -> None:
-    phases = {phase.value: phase for phase in Phase}
     router = TableDispatcher(Pools())
-    router.apply(table(**phases))
+    router.apply(table(1, **{phase.value: phase for phase in Phase}))
     assert {model.name for model in router.served()} == {"resolving", "loading", "ready", "recovering"}

@@ -17,7 +17,7 @@ PASSED_HEADERS: Final = ("Content-Type", "Content-Length", "Content-Encoding", "
 _BODY_HEADERS: Final = frozenset({"Content-Type", "Content-Length", "Content-Encoding"})
 
 # Engine messages that blame the server for what the request did: (status, part of the message).
-MISREPORTED: Final = ((500, "too large to process"),)
+MISREPORTED: Final = ((500, "too large to process"), (500, "Failed to parse "))
 # Codes that OpenAI's clients act on, by the engine's own error type.
 KNOWN_CODES: Final[Mapping[str, str]] = MappingProxyType(
     {"exceed_context_size_error": "context_length_exceeded"}
@@ -68,14 +68,15 @@ def error_answer(status: int, body: bytes, call: Call) -> ErrorAnswer:
         return ErrorAnswer(ErrorReply(400, INVALID, message or "", "invalid_request"), None, False)
     at_fault = status >= 500
     kind = SERVER if at_fault else INVALID
-    if error is not None and isinstance(error.get("message"), str):
+    if error is not None and message is not None and isinstance(error.get("message"), str):
         whole = from_json(body)
         if {"message", "type", "code", "param"} <= error.keys() or whole.get("type") == "error":
             return ErrorAnswer(ErrorReply(status, kind, error["message"]), body, at_fault)
         # OpenAI's shape, but for missing fields (llama-server has no param): fill up, keep the rest.
-        filled = {"error": {"param": None, "type": kind, "code": None, **error}}
-        if (code := KNOWN_CODES.get(str(error.get("type")))) is not None:
-            filled["error"]["code"] = code
+        # Its code repeats the status as a number, where OpenAI's is a word.
+        code = error.get("code")
+        word = KNOWN_CODES.get(str(error.get("type")), code if isinstance(code, str) else None)
+        filled = {"error": {"param": None, "type": kind, **error, "code": word}}
         return ErrorAnswer(ErrorReply(status, kind, error["message"]), json.dumps(filled).encode(), at_fault)
     if message is None:
         message = f"The engine of {call.model!r} answered {status} without a reason."

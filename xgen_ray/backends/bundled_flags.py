@@ -58,6 +58,11 @@ def _switch(name: str) -> Apply:
     return _field(name, lambda value: value == "on")
 
 
+def _unsigned(value: str) -> int:
+    """As C++ stores it: -1 is the largest number, which stands for "a new one each time"."""
+    return int(value) & 0xFFFFFFFF
+
+
 def _sampling(name: str, convert: Callable[[str], object]) -> Apply:
     def apply(params: Params, value: str) -> None:
         setattr(params.sampling, name, convert(value))
@@ -235,7 +240,7 @@ FLAGS: Final = (
         _field("slot_prompt_similarity", float),
     ),
     Flag(("--sse-ping-interval",), "N", "seconds between pings (-1: none)", _number("sse_ping_interval")),
-    Flag(("-s", "--seed"), "SEED", "RNG seed", _sampling("seed", int)),
+    Flag(("-s", "--seed"), "SEED", "RNG seed", _sampling("seed", _unsigned)),
     Flag(("--temp", "--temperature"), "N", "temperature", _sampling("temp", float)),
     Flag(("--top-k",), "N", "top-k sampling", _sampling("top_k", int)),
     Flag(("--top-p",), "N", "top-p sampling", _sampling("top_p", float)),

@@ -170,6 +170,6 @@ def _check_value(name: str, flag: KnownFlag, value: str) -> None:
 
 
 def _nearest(name: str, known: KnownFlags) -> str:
-    allowed = [other for other, flag in known.by_name.items() if _refusal(other, flag) is None]
-    close = difflib.get_close_matches(name, allowed, n=1)
-    return f"; did you mean {close[0]}?" if close else " and none like it"
+    close = difflib.get_close_matches(name, known.by_name, n=10)
+    allowed = [other for other in close if _refusal(other, known.find(other)) is None]
+    return f"; did you mean {allowed[0]}?" if allowed else " and none like it"

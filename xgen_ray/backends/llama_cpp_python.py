@@ -32,8 +32,10 @@ STOP_GRACE_S: Final = 10.0
 # The package's settings would else be read from any variable of the environment called HOST or MODEL.
 _NO_ENVIRONMENT: Final = "XGEN_RAY_LLAMA_CPP_PYTHON_"
 # ggml's log levels: one for debugging, very talkative, and one that goes on with the line before.
-_DEBUG: Final = 4
+_DEBUG: Final = 1
 _CONTINUES: Final = 5
+# llama.cpp's numbers for them.
+_POOLINGS: Final = ("none", "mean", "cls", "last", "rank")
 _INSTALL: Final = "install llama-cpp-python with its server: pip install 'llama-cpp-python[server]'"
 
 Message = MutableMapping[str, Any]
@@ -58,11 +60,28 @@ class Gate:
         elif not secrets.compare_digest(_authorization(scope), self._expected):
             await _answer(send, 401, {"error": {"message": "Invalid API key", "code": 401}})
         else:
-            self.inside += 1
-            try:
-                await self._app(scope, receive, send)
-            finally:
+            await self._count(scope, receive, send)
+
+    async def _count(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass on; a request is inside until the last piece of its answer goes out, or it breaks off."""
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
                 self.inside -= 1
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                leave()
+            await send(message)
+
+        self.inside += 1
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            leave()
 
 
 def _authorization(scope: MutableMapping[str, Any]) -> bytes:
@@ -201,6 +220,8 @@ class LlamaCppPython:
             "use_mlock": options.memory_lock,
             "flash_attn": bool(options.flash_attention),
             "embedding": options.task is ModelTask.EMBED,
+            # The package has no setting for it, but takes corrections of what the file says.
+            "kv_overrides": _pooling_override(self._plan),
             # The logits of every token of a context would take gigabytes.
             "logits_all": False,
             # Quiet, it redirects the whole process's output while it loads; the log is taken over anyway.
@@ -235,6 +256,13 @@ class LlamaCppPython:
         finally:
             if not owner.is_closed():
                 owner.call_soon_threadsafe(self._ended.set)
+
+
+def _pooling_override(plan: Plan) -> list[str] | None:
+    pooling, architecture = plan.options.pooling, plan.facts.architecture
+    if plan.options.task is not ModelTask.EMBED or pooling is None or architecture is None:
+        return None
+    return [f"{architecture}.pooling_type=int:{_POOLINGS.index(pooling)}"]
 
 
 def keep_log(llama_cpp: Any, logs: LogRing) -> None:

@@ -8,7 +8,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 import aiohttp
@@ -43,10 +44,10 @@ async def warm_up(target: Target, workload: Workload, *, streams: int = 1) -> Di
     Raises ``EngineUnreachable``, ``Unauthorized``, ``ModelNotFound``, ``InvalidRequest`` or
     ``EngineFailed``: a target that cannot answer one request is not worth a load.
     """
-    async with _session(target, workload) as session:
+    async with _connections(target, workload) as connections:
         refused: Outcome | None = None
         for dialect in (Dialect(), Dialect(ignore_eos=False), Dialect(ignore_eos=False, usage=False)):
-            outcome = await _request(session, target, workload, -1, dialect)
+            outcome = await _request(connections, target, workload, -1, dialect)
             if outcome.error is None:
                 break
             if outcome.error not in ("http 400", "http 422"):
@@ -56,7 +57,7 @@ async def warm_up(target: Target, workload: Workload, *, streams: int = 1) -> Di
             raise _as_error(target, refused or outcome)
         if streams > 1:
             await asyncio.gather(
-                *(_request(session, target, workload, -2 - n, dialect) for n in range(streams))
+                *(_request(connections, target, workload, -2 - n, dialect) for n in range(streams))
             )
     return dialect
 
@@ -82,12 +83,12 @@ async def run_level(
     total = streams * workload.requests_per_stream
     indices = iter(range(first_index, first_index + total))
     outcomes: list[Outcome] = []
-    async with _session(target, workload, streams) as session:
+    async with _connections(target, workload) as connections:
 
         async def stream() -> None:
             # A shared iterator: a quick stream takes over from a slow one, so that none runs on alone.
             for index in indices:
-                outcomes.append(await _request(session, target, workload, index, dialect))
+                outcomes.append(await _request(connections, target, workload, index, dialect))
                 if progress is not None:
                     progress(len(outcomes))
 
@@ -130,65 +131,86 @@ async def run(
     )
 
 
-def _session(target: Target, workload: Workload, streams: int = 1) -> aiohttp.ClientSession:
+@dataclass(frozen=True, slots=True)
+class _Connections:
+    """``kept`` reuses its connections, as real clients do; ``fresh`` opens one for each request."""
+
+    kept: aiohttp.ClientSession
+    fresh: aiohttp.ClientSession
+
+
+@asynccontextmanager
+async def _connections(target: Target, workload: Workload) -> AsyncIterator[_Connections]:
     headers = {"Content-Type": "application/json"}
     if target.api_key:
         headers["Authorization"] = f"Bearer {target.api_key}"
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        headers=headers,
-        timeout=aiohttp.ClientTimeout(total=workload.request_timeout_s, sock_connect=10),
-    )
+    timeout = aiohttp.ClientTimeout(total=workload.request_timeout_s, sock_connect=10)
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers=headers, timeout=timeout
+        ) as kept,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True), headers=headers, timeout=timeout
+        ) as fresh,
+    ):
+        yield _Connections(kept, fresh)
 
 
 async def _request(
-    session: aiohttp.ClientSession, target: Target, workload: Workload, index: int, dialect: Dialect
+    connections: _Connections, target: Target, workload: Workload, index: int, dialect: Dialect
 ) -> Outcome:
     """Send one request and time it. Its failures are part of the result; only bugs and cancels raise."""
     body = workload.body(target, index, ignore_eos=dialect.ignore_eos, usage=dialect.usage)
     # Everything that only the client is slow at comes before the clock starts.
     encoded = json.dumps(body).encode()
     started = time.perf_counter()
-    retried = False
-    while True:
-        try:
-            return await _answer(session, target.chat_url, encoded, started, retried=retried)
-        except aiohttp.ServerDisconnectedError as error:
-            # A kept-alive connection that the server closed just as it was used again: the clock runs on.
-            if retried:
-                return _failed(started, "disconnected", str(error), retried=True)
-            retried = True
-        except TimeoutError:
-            return _failed(started, "timeout", f"no answer within {workload.request_timeout_s:g} s")
-        except aiohttp.ClientConnectorError as error:
-            number = error.os_error.errno
-            why = os.strerror(number).lower() if number else str(error.os_error)
-            return _failed(started, "unreachable", why)
-        except aiohttp.ClientError as error:
-            return _failed(started, "broken stream", f"{type(error).__name__}: {error}")
+    try:
+        response, retried = await _sent(connections, target.chat_url, encoded)
+        async with response:
+            return await _answer(response, started, retried=retried)
+    except TimeoutError:
+        return _failed(started, "timeout", f"no answer within {workload.request_timeout_s:g} s")
+    except aiohttp.ClientConnectorError as error:
+        number = error.os_error.errno
+        why = os.strerror(number).lower() if number else str(error.os_error)
+        return _failed(started, "unreachable", why)
+    except aiohttp.ClientError as error:
+        return _failed(started, "broken stream", f"{type(error).__name__}: {error}")
 
 
-async def _answer(
-    session: aiohttp.ClientSession, url: str, body: bytes, started: float, *, retried: bool
-) -> Outcome:
+async def _sent(connections: _Connections, url: str, body: bytes) -> tuple[aiohttp.ClientResponse, bool]:
+    """Return the answer's beginning, and whether it took a second connection.
+
+    A server may close a kept connection just as it is used again (seen with llama-server
+    after a stream). That is no failure of the request: it goes out once more, and the clock runs on.
+    """
+    try:
+        return await connections.kept.post(url, data=body), False
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+        return await connections.fresh.post(url, data=body), True
+
+
+async def _answer(response: aiohttp.ClientResponse, started: float, *, retried: bool) -> Outcome:
+    """Read the stream to its end and note when text came."""
+    if response.status != 200:
+        return _failed(started, f"http {response.status}", await _error_of(response), retried=retried)
     decoder = EventDecoder()
     times: list[float] = []
     tokens: int | None = None
     finished = False
-    async with session.post(url, data=body) as response:
-        if response.status != 200:
-            return _failed(started, f"http {response.status}", await _error_of(response), retried=retried)
-        async for chunk in response.content.iter_any():
-            now = time.perf_counter()
-            for data in decoder.feed(chunk):
-                delta = read_delta(data)
-                if delta.error is not None:
-                    return _failed(started, "error event", delta.error, retried=retried)
-                if delta.says_something:
-                    times.append(now)
-                if delta.completion_tokens is not None:
-                    tokens = delta.completion_tokens
-                finished = finished or delta.done or delta.finish_reason is not None
+    async for chunk in response.content.iter_any():
+        now = time.perf_counter()
+        for data in decoder.feed(chunk):
+            delta = read_delta(data)
+            if delta.error is not None:
+                return _failed(started, "error event", delta.error, retried=retried)
+            if delta.says_something:
+                times.append(now)
+            if delta.completion_tokens is not None:
+                tokens = delta.completion_tokens
+            finished = finished or delta.done or delta.finish_reason is not None
     ended = time.perf_counter()
     if not finished:
         return _failed(started, "broken stream", "the stream ended before the answer did", retried=retried)
@@ -210,15 +232,15 @@ def _failed(started: float, error: str, detail: str, *, retried: bool = False) -
 
 
 def _as_error(target: Target, outcome: Outcome) -> XgenRayError:
-    said = f"{target.chat_url}: {outcome.detail or outcome.error}"
+    said = f"{target.chat_url}: {(outcome.detail or outcome.error or '').rstrip('. ')}"
     match outcome.error:
-        case "unreachable" | "disconnected":
+        case "unreachable":
             return EngineUnreachable(f"{said}. Is the server running at this address?")
         case "http 401" | "http 403":
             return Unauthorized(f"{said}. Give the server's key.")
         case "http 404":
             return ModelNotFound(f"{said}. Ask for a name that {target.url} lists under /v1/models.")
         case "http 400" | "http 422":
-            return InvalidRequest(said)
+            return InvalidRequest(f"{said}.")
         case _:
-            return EngineFailed(f"the warm-up request failed ({outcome.error}): {said}")
+            return EngineFailed(f"the warm-up request failed ({outcome.error}): {said}.")

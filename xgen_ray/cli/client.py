@@ -122,7 +122,7 @@ class Server:
     ) -> Answer:
         with self._translated():
             response = self._http.request(method, f"{_MANAGEMENT}/{path}", json=body, params=query)
-        data = self._checked(response)
+        data = self._checked(response, ours=True)
         try:
             return kind.model_validate(data)
         except ValidationError as error:
@@ -134,8 +134,11 @@ class Server:
             )
             raise CommandError(ExitCode.FAILED, message) from None
 
-    def _checked(self, response: httpx.Response) -> Any:
-        """Return the JSON of a good answer; raise what a bad one says."""
+    def _checked(self, response: httpx.Response, *, ours: bool = False) -> Any:
+        """Return the JSON of a good answer; raise what a bad one says.
+
+        ``ours`` is a path that only xgen-ray has, whose errors always have a code in words.
+        """
         try:
             data = response.json()
         except (json.JSONDecodeError, UnicodeDecodeError):
@@ -143,13 +146,13 @@ class Server:
         if response.is_success and data is not None:
             return data
         error = data.get("error") if isinstance(data, dict) else None
-        if not isinstance(error, dict):
+        code = error.get("code") if isinstance(error, dict) else None
+        if not isinstance(error, dict) or (ours and not isinstance(code, str)):
             message = (
                 f"{self.url} answers, but not as xgen-ray does (HTTP {response.status_code} for "
                 f"{response.url.path}). Is this the right address and port?"
             )
             raise CommandError(ExitCode.UNREACHABLE, message)
-        code = error.get("code")
         code = code if isinstance(code, str) else None
         details = error.get("details")
         raise ServerRefusal(

@@ -56,6 +56,7 @@ def follow(
 
 @contextmanager
 def interruptible(name: str) -> Iterator[None]:
+    """Make an interrupt end the waiting, and say that the load goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -75,7 +76,8 @@ def progress_shown() -> Iterator[Callable[[ModelStatus], None]]:
 
         def tell(status: ModelStatus) -> None:
             stage = _stage(status)
-            if stage not in told:
+            # Why it failed is told as an error, once.
+            if stage not in told and status.phase is not Phase.FAILED:
                 told.append(stage)
                 console.print(f"{status.name}: {_text(status)}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from xgen_ray.errors import DownloadFailed, InvalidRequest
+from xgen_ray.models.cache import CachedRepo, find_cached
 from xgen_ray.models.sources import ModelSource
 from xgen_ray.models.threads import in_thread
 from xgen_ray.models.types import DownloadProgress
@@ -31,6 +32,7 @@ def download(
     endpoint: str | None = None,
     cancel: threading.Event | None = None,
     timeout_s: float = 15.0,
+    offline: bool = False,
 ) -> Path:
     """Bring ``source`` into ``cache_dir`` and return its local path: the GGUF file, or the folder.
 
@@ -38,18 +40,21 @@ def download(
     already are not fetched again, and a file that was interrupted goes on where it stopped. With the hub
     out of reach, what is complete in the cache is used. Setting ``cancel`` ends the call within a fraction
     of a second; what was fetched is kept. ``timeout_s`` is how long the network may be silent. Without
-    ``token`` the machine's own login at the hub counts, if it has one.
+    ``token`` the machine's own login at the hub counts, if it has one. ``offline`` asks no one and fetches
+    nothing: what is not complete in the cache is ``ModelNotFound``.
 
     Raises ``ModelNotFound``, ``DownloadFailed``, ``DiskFull`` (before anything is written, where sizes are
     known), ``BadModelFile`` and ``InvalidRequest`` (several models to choose from).
     """
     if source.repo is None:
         raise InvalidRequest(f"{source} is a local path: there is nothing to download.", "model")
+    cache = CachedRepo(Path(cache_dir).absolute(), source.repo)
+    if offline:
+        return find_cached(source, cache).path
     # The hub's client takes half a second to import; only a download pays for it.
     from xgen_ray.models.errand import Errand
 
-    endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
-    errand = Errand(source, source.repo, endpoint, token, Path(cache_dir).absolute(), timeout_s)
+    errand = Errand(source, cache, (endpoint or constants.ENDPOINT).rstrip("/"), token, timeout_s)
     outcome = in_thread(errand.run)
     try:
         _watch(errand, outcome, on_progress, cancel)

@@ -1,7 +1,6 @@
 """One download from beginning to end: list, choose, check for room, fetch, link."""
 
 import queue
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
@@ -9,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from xgen_ray.errors import BadModelFile, DownloadFailed, ModelNotFound
+from xgen_ray.errors import DownloadFailed, ModelNotFound
+from xgen_ray.models.cache import CachedRepo, entry_path, find_cached, is_commit
 from xgen_ray.models.hub_errors import (
     disk_full,
     free_bytes,
@@ -20,7 +20,6 @@ from xgen_ray.models.hub_errors import (
     translated_hub_errors,
     unreachable,
 )
-from xgen_ray.models.inspection import inspect
 from xgen_ray.models.selection import Selection, select
 from xgen_ray.models.sources import ModelSource
 from xgen_ray.models.threads import in_thread
@@ -30,7 +29,6 @@ from xgen_ray.models.types import DownloadProgress
 _WORKERS = 4
 # Smaller files are not worth resuming; the library fetches them.
 _RESUMABLE_BYTES = 2**20
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +43,15 @@ class Errand:
     """One download, run in a thread of its own that may outlive the call by one network timeout."""
 
     def __init__(
-        self,
-        source: ModelSource,
-        repo: str,
-        endpoint: str,
-        token: str | None,
-        cache_dir: Path,
-        timeout_s: float,
+        self, source: ModelSource, cache: CachedRepo, endpoint: str, token: str | None, timeout_s: float
     ) -> None:
         self.source = source
-        self.repo = repo
         self.endpoint = endpoint
-        self.token = token
-        self.cache_dir = cache_dir
-        self.timeout_s = timeout_s
         self.stop = threading.Event()
         self.meter = Meter()
+        self.timeout_s = timeout_s
+        self._cache = cache
+        self._token = token
         self._selection: Selection | None = None
 
     def progress(self) -> DownloadProgress | None:
@@ -76,7 +67,7 @@ class Errand:
         return unreachable(self.source, self.endpoint, f"nothing happened for {self.meter.idle_s():.0f} s")
 
     def run(self) -> Path:
-        with translated_hub_errors(self.source, self.endpoint, self.cache_dir):
+        with translated_hub_errors(self.source, self.endpoint, self._cache.cache_dir):
             try:
                 commit, files = self._list_files()
             except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
@@ -84,7 +75,7 @@ class Errand:
                     raise
                 return self._from_cache(error)
             selection = select(self.source, {name: file.size for name, file in files.items()})
-            site = self._site(commit)
+            site = Site(self.source, commit, self.endpoint, self._token, self._cache, self.timeout_s)
             missing = self._missing(site, selection, files)
             self._selection = selection
             large = [name for name in missing if files[name].size >= _RESUMABLE_BYTES]
@@ -92,19 +83,16 @@ class Errand:
             self._each([name for name in missing if name not in large], lambda name: self._link(site, name))
             self._each(large, lambda name: BlobTransfer(site, name, self.meter, self.stop).run())
             self._each(large, lambda name: self._link(site, name))
-            self._remember(site)
-            return _entry(site, selection)
-
-    def _site(self, commit: str) -> Site:
-        return Site(self.source, self.repo, commit, self.endpoint, self.token, self.cache_dir, self.timeout_s)
+            self._cache.remember(self.source.revision, commit)
+            return entry_path(self._cache.snapshot(commit), selection)
 
     def _list_files(self) -> tuple[str, dict[str, _RemoteFile]]:
-        api = HfApi(endpoint=self.endpoint, token=self.token)
+        api = HfApi(endpoint=self.endpoint, token=self._token)
         info = api.model_info(
-            self.repo, revision=self.source.revision, timeout=self.timeout_s, files_metadata=True
+            self._cache.repo, revision=self.source.revision, timeout=self.timeout_s, files_metadata=True
         )
         self.meter.touch()
-        if info.sha is None or not _COMMIT.match(info.sha):
+        if info.sha is None or not is_commit(info.sha):
             message = f"{self.endpoint} names the commit {info.sha!r} for {self.source}."
             raise DownloadFailed(f"{message} That is not how a hub answers: check the endpoint.")
         return info.sha, {
@@ -117,14 +105,14 @@ class Errand:
         missing: list[str] = []
         needed = 0
         for name, size in selection.files.items():
-            if (site.snapshot / name).exists():
+            if (self._cache.snapshot(site.commit) / name).exists():
                 self.meter.set(name, size)
                 continue
             missing.append(name)
-            needed += size - min(size, _held_bytes(site, files[name].etag))
-        free = free_bytes(self.cache_dir)
+            needed += size - min(size, self._cache.held_bytes(files[name].etag))
+        free = free_bytes(self._cache.cache_dir)
         if needed > free:
-            raise disk_full(self.source, needed, free, self.cache_dir)
+            raise disk_full(self.source, needed, free, self._cache.cache_dir)
         return missing
 
     def _each(self, names: Sequence[str], action: Callable[[str], None]) -> None:
@@ -153,60 +141,27 @@ class Errand:
     def _link(self, site: Site, name: str) -> None:
         """Let the library put a file into the snapshot, fetching it first if it is not there yet."""
         path = hf_hub_download(
-            self.repo,
+            self._cache.repo,
             name,
             revision=site.commit,
-            cache_dir=self.cache_dir,
+            cache_dir=self._cache.cache_dir,
             endpoint=self.endpoint,
-            token=self.token,
+            token=self._token,
             etag_timeout=self.timeout_s,
             tqdm_class=silent_bar(self.stop, lambda _: self.meter.touch()),
         )
         self.meter.set(name, Path(path).stat().st_size)
 
-    def _remember(self, site: Site) -> None:
-        """Note which commit the revision is, for when the hub is out of reach. Only complete ones are."""
-        revision = self.source.revision or constants.DEFAULT_REVISION
-        if revision == site.commit:
-            return
-        reference = site.folder / "refs" / revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        fresh = reference.with_name(f"{reference.name}.{threading.get_ident()}.tmp")
-        fresh.write_text(site.commit)
-        fresh.replace(reference)
-
     def _from_cache(self, error: Exception) -> Path:
         """What is complete in the cache, where the hub cannot be asked."""
-        api = HfApi(endpoint=self.endpoint, token=self.token)
+        if self._cache.recall(self.source.revision) is None:
+            raise error
         try:
-            revision = api.resolve_revision(
-                self.repo, revision=self.source.revision, cache_dir=self.cache_dir, local_files_only=True
-            )
-        except RevisionResolutionError:
-            raise error from None
-        site = self._site(revision.resolved)
-        found = [path for path in site.snapshot.rglob("*") if path.is_file()]
-        try:
-            sizes = {str(path.relative_to(site.snapshot)): path.stat().st_size for path in found}
-            selection = select(self.source, sizes)
-            path = _entry(site, selection)
-            inspect(path)
-        except (BadModelFile, ModelNotFound) as incomplete:
-            reason = f"the hub cannot be reached and the cache does not hold all of it: {incomplete}"
+            cached = find_cached(self.source, self._cache)
+        except ModelNotFound as incomplete:
+            reason = f"the hub cannot be reached, and {incomplete}"
             raise unreachable(self.source, self.endpoint, reason) from error
-        for name, size in selection.files.items():
+        for name, size in cached.selection.files.items():
             self.meter.set(name, size)
-        self._selection = selection
-        return path
-
-
-def _entry(site: Site, selection: Selection) -> Path:
-    return site.snapshot / selection.entry if selection.entry else site.snapshot
-
-
-def _held_bytes(site: Site, etag: str | None) -> int:
-    """How much of a file is in the cache already, whole or in part."""
-    if not etag:
-        return 0
-    held = (path for path in (site.blob(etag), site.partial(etag)) if path.exists())
-    return max((path.stat().st_size for path in held), default=0)
+        self._selection = cached.selection
+        return cached.path

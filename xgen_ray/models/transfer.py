@@ -22,10 +22,10 @@ import httpx2
 from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm
 
 from xgen_ray.errors import DownloadFailed
+from xgen_ray.models.cache import CachedRepo
 from xgen_ray.models.hub_errors import is_full, is_passing, unreachable
 from xgen_ray.models.sources import ModelSource
 
@@ -44,30 +44,11 @@ class Site:
     """Where from and where to: one commit of one repository, one cache."""
 
     source: ModelSource
-    repo: str
     commit: str
     endpoint: str
     token: str | None
-    cache_dir: Path
+    cache: CachedRepo
     timeout_s: float
-
-    @property
-    def folder(self) -> Path:
-        return self.cache_dir / repo_folder_name(repo_id=self.repo, repo_type="model")
-
-    @property
-    def snapshot(self) -> Path:
-        return self.folder / "snapshots" / self.commit
-
-    def blob(self, etag: str) -> Path:
-        return self.folder / "blobs" / etag
-
-    def partial(self, etag: str) -> Path:
-        return self.folder / "blobs" / f"{etag}.partial"
-
-    def lock(self, etag: str) -> Path:
-        """The library's own lock for this blob."""
-        return self.cache_dir / ".locks" / self.folder.name / f"{etag}.lock"
 
 
 class Meter:
@@ -127,12 +108,12 @@ class BlobTransfer:
     def run(self) -> None:
         """Return once the blob is complete and verified. What was fetched is kept if this fails."""
         site = self.site
-        url = hf_hub_url(site.repo, self.name, revision=site.commit, endpoint=site.endpoint)
+        url = hf_hub_url(site.cache.repo, self.name, revision=site.commit, endpoint=site.endpoint)
         etag, size = self._persist(lambda: self._ask(url))
         if size > self.http_limit_bytes:
             self._leave_to_library()
             return
-        blob, partial = site.blob(etag), site.partial(etag)
+        blob, partial = site.cache.blob(etag), site.cache.partial(etag)
         blob.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(etag):
             if not blob.exists():
@@ -217,7 +198,7 @@ class BlobTransfer:
     @contextmanager
     def _locked(self, etag: str) -> Iterator[None]:
         """Hold the blob's lock; while another process has it, show how far that one is."""
-        path = self.site.lock(etag)
+        path = self.site.cache.lock(etag)
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             self._check_stop()
@@ -225,7 +206,7 @@ class BlobTransfer:
                 try:
                     stack.enter_context(WeakFileLock(path, timeout=_LOCK_POLL_S))
                 except TimeoutError:
-                    partial = self.site.partial(etag)
+                    partial = self.site.cache.partial(etag)
                     self.meter.set(self.name, partial.stat().st_size if partial.exists() else 0)
                     continue
                 yield
@@ -235,10 +216,10 @@ class BlobTransfer:
         """Files beyond what plain HTTP carries go over Xet, which only the library speaks."""
         site = self.site
         hf_hub_download(
-            site.repo,
+            site.cache.repo,
             self.name,
             revision=site.commit,
-            cache_dir=site.cache_dir,
+            cache_dir=site.cache.cache_dir,
             endpoint=site.endpoint,
             token=site.token,
             etag_timeout=site.timeout_s,

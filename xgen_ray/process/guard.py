@@ -65,19 +65,20 @@ def parents() -> dict[int, int]:
     with os.scandir("/proc") as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
     for pid in pids:
-        try:
-            fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        except OSError:
-            continue  # it ended meanwhile
-        try:
-            stat = os.read(fd, 4096)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-        # The name in brackets may hold anything, brackets too: read from the last one on.
-        found[pid] = int(stat[stat.rindex(b")") + 2 :].split()[1])
+        # One that ended meanwhile is not there, or gives an error, or nothing.
+        with contextlib.suppress(OSError, ValueError):
+            found[pid] = parent_of(pid)
     return found
+
+
+def parent_of(pid: int) -> int:
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+    try:
+        stat = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    # The name in brackets may hold anything, brackets too: read from the last one on.
+    return int(stat[stat.rindex(b")") + 2 :].split()[1])
 
 
 def descendants() -> list[int]:

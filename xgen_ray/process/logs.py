@@ -34,6 +34,12 @@ class LogRing:
         self._secret_pattern: re.Pattern[str] | None = None
         self.hide(secrets)
 
+    @property
+    def total(self) -> int:
+        """How many lines there have ever been: the number of the next one."""
+        with self._lock:
+            return self._total
+
     def hide(self, secrets: Iterable[str]) -> None:
         """Blank these as well, from now on and in the lines already held."""
         # A secret of several lines (a key file) arrives here line by line.

@@ -72,6 +72,8 @@ class ChildProcess:
         self._output: Output | None = None
         self._follower: asyncio.Task[None] | None = None
         self._started_at = 0.0
+        # A ring may be shared by several runs, one after another: only this run's lines explain its end.
+        self._first_line = self.logs.total
         self._stop_asked = False
         self._stuck_pids: tuple[int, ...] = ()
         self._failure: Failure | None = None
@@ -178,6 +180,7 @@ class ChildProcess:
         self._link = await GuardLink.open(self._base_env)
         self._output = Output(self._link.output, self.logs)
         self._started_at = asyncio.get_running_loop().time()
+        self._first_line = self.logs.total
         self._follower = asyncio.create_task(self._follow(self._link), name="child process follower")
         self._send(
             {
@@ -295,7 +298,7 @@ class ChildProcess:
             self._output.drain()
 
     def _recent(self) -> tuple[str, ...]:
-        return self.logs.tail(WINDOW_LINES)
+        return self.logs.tail(min(WINDOW_LINES, self.logs.total - self._first_line))
 
     def _is_gone(self) -> bool:
         return self.state is State.GONE

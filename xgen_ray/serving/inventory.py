@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xgen_ray.backends import discover
 from xgen_ray.hardware import NodeSnapshot, detect_in_child, take_usage
-from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy, available_backends
+from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.types import Backend, BackendStatus
 from xgen_ray.schema import BackendsReport, GPUsReport
 from xgen_ray.serving.reports import backend_reports, gpus_report
@@ -55,7 +55,7 @@ class InventoryReader:
 
     async def backends(self) -> BackendsReport:
         inventory = await self.read()
-        return BackendsReport(nodes={self._node: backend_reports(inventory.statuses)})
+        return BackendsReport(nodes={self._node: backend_reports(inventory)})
 
     async def _look(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]:
         snapshot = await asyncio.to_thread(detect_in_child, env=self._env)
@@ -65,4 +65,4 @@ class InventoryReader:
             cache_dir=self._cache_dir,
             env=self._env,
         )
-        return snapshot, available_backends(snapshot, found, vllm_rocm_gfx=self._policy.vllm_rocm_gfx)
+        return snapshot, found

@@ -3,8 +3,8 @@
 import dataclasses
 
 from xgen_ray.hardware.types import GPUInfo, GPUType, HostFacts
-from xgen_ray.placement import recommend
-from xgen_ray.placement.types import BackendStatus, Candidate, Footprint, Plan, Refusal
+from xgen_ray.placement import available_backends, recommend
+from xgen_ray.placement.types import Candidate, Footprint, Plan, Refusal
 from xgen_ray.schema import (
     BackendReport,
     CandidateReport,
@@ -107,13 +107,16 @@ def node_report(node: str, inventory: Inventory) -> NodeReport:
     primary = detection.primary_gpu
     host: HostFacts = inventory.snapshot.host
     usage = inventory.usage
+    backends = backend_reports(inventory)
     return NodeReport(
         node=node,
         gpus=tuple(_gpu(index, gpu, node) for index, gpu in enumerate(detection.gpus)),
         gpu_type=API_GPU_TYPES[primary.gpu_type] if primary else "cpu",
-        recommended_backend=recommend(inventory.snapshot, inventory.statuses),
-        available_backends=tuple(status.backend for status in inventory.statuses if status.available),
-        backends=backend_reports(inventory.statuses),
+        recommended_backend=recommend(
+            inventory.snapshot, inventory.statuses, vllm_rocm_gfx=inventory.policy.vllm_rocm_gfx
+        ),
+        available_backends=tuple(report.backend for report in backends if report.available),
+        backends=backends,
         detection_method=detection.detection_method,
         detectors=tuple(
             DetectorLine(detector=report.detector, found=len(report.gpus), reason=report.reason)
@@ -126,7 +129,11 @@ def node_report(node: str, inventory: Inventory) -> NodeReport:
     )
 
 
-def backend_reports(statuses: tuple[BackendStatus, ...]) -> tuple[BackendReport, ...]:
+def backend_reports(inventory: Inventory) -> tuple[BackendReport, ...]:
+    """Every backend, with the engine's word and the hardware's taken together."""
+    statuses = available_backends(
+        inventory.snapshot, inventory.statuses, vllm_rocm_gfx=inventory.policy.vllm_rocm_gfx
+    )
     return tuple(
         BackendReport(
             backend=status.backend,

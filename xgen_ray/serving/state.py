@@ -18,7 +18,10 @@ from xgen_ray.serving.table import RoutingTable
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What can run where, at the moment a plan is made, and the operator's rules for it."""
+    """What can run where, at the moment a plan is made, and the operator's rules for it.
+
+    ``statuses`` are discovery's: the engines' word alone, before the hardware's.
+    """
 
     snapshot: NodeSnapshot
     usage: NodeUsage | None
