@@ -3,6 +3,7 @@
 Set ``deployments.environment`` before importing this module: Ray reads it once.
 """
 
+import logging
 import threading
 import time
 
@@ -33,6 +34,7 @@ class LocalStack:
 
     def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys) -> None:
         """Returns when both applications answer."""
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(
             address="local",
             include_dashboard=self._dashboard,
@@ -61,6 +63,7 @@ class LocalStack:
                 return
 
     def stop(self) -> None:
-        """Ends everything. Engines die with their replicas."""
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        """Ends everything at once: after the drain nothing is left that deserves a goodbye. Engines die
+        with their replicas, by their guards.
+        """
         ray.shutdown()

@@ -99,6 +99,15 @@ class Stack:
         """The processes of this stack with ``part`` in their command line."""
         return [process for process in self.processes() if part in " ".join(_command(process))]
 
+    def wait_for_end(self, seconds: float) -> None:
+        """Until no process of it is left; the error names those that are."""
+        deadline = time.monotonic() + seconds
+        while left := self.processes():
+            if time.monotonic() > deadline:
+                told = "; ".join(f"{process.pid} {' '.join(_command(process))[:120]}" for process in left)
+                raise AssertionError(f"after {seconds:.0f} s there are still: {told}")
+            time.sleep(0.1)
+
     def management(self, method: str, path: str, **options: Any) -> httpx.Response:
         return httpx.request(
             method, f"{self.url}/api/management/{path}", timeout=START_DEADLINE_S, trust_env=False, **options

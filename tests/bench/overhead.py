@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.stack import Pair, start_stack
+from tests.bench.stack import ENGINES, Pair
 from xgen_ray.bench import LevelReport, Target, Workload
 from xgen_ray.bench.load import run_level, warm_up
 from xgen_ray.bench.report import milliseconds
@@ -209,11 +209,9 @@ def _told(figure: OverRounds | None, digits: int) -> str:
     return f"{median} ({smallest}..{largest})"
 
 
-async def _measure_all(
-    pairs: Sequence[Pair], arguments: argparse.Namespace, say: Callable[[str], None]
-) -> list[PairReport]:
-    return [
-        await measure_pair(
+def _measure(pair: Pair, arguments: argparse.Namespace, say: Callable[[str], None]) -> PairReport:
+    return asyncio.run(
+        measure_pair(
             pair.direct,
             pair.through,
             arguments.streams,
@@ -223,8 +221,7 @@ async def _measure_all(
             max_tokens=arguments.max_tokens,
             say=say,
         )
-        for pair in pairs
-    ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,13 +232,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         notes.print(text, style="dim", highlight=False)
 
+    reports: list[PairReport] = []
     try:
         if arguments.direct:
-            pairs = [_given_pair(arguments)]
-            reports = asyncio.run(_measure_all(pairs, arguments, say))
+            reports.append(_measure(_given_pair(arguments), arguments, say))
         else:
-            with start_stack(say) as started:
-                reports = asyncio.run(_measure_all(started, arguments, say))
+            for engine in ENGINES:
+                say("starting a stack")
+                with engine() as pair:
+                    reports.append(_measure(pair, arguments, say))
     except XgenRayError as error:
         notes.print(f"error: {error.message}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 1

@@ -1,11 +1,20 @@
 """The engines to measure, each reachable directly and through xgen-ray."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import psutil
+
+from tests.stack import SAMPLE_MODEL, Stack, stand_in_arguments
 from xgen_ray.bench import Target
-from xgen_ray.errors import ConfigError
+from xgen_ray.errors import EngineFailed
+
+_MODEL = "bench"
+_KEY_VARIABLE = "LLAMA_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +28,31 @@ class Pair:
 
 
 @contextmanager
-def start_stack(say: Callable[[str], None]) -> Iterator[Sequence[Pair]]:
-    """Start the whole stack with a fast stand-in engine and a real one; all of it is gone afterwards."""
-    say("starting the stack")
-    raise ConfigError("The stack is not started from here yet. Start it, and give --direct and --through.")
-    yield ()
+def _pair(
+    name: str, requests: int, options: Mapping[str, Any], arguments: Sequence[str] = ()
+) -> Iterator[Pair]:
+    """A stack of its own with one engine; all of it is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="xgen-ray-bench-") as home,
+        Stack(Path(home), "--models", str(SAMPLE_MODEL.parent), *arguments) as stack,
+    ):
+        answer = stack.load(SAMPLE_MODEL, name=_MODEL, options=options)
+        if answer.status_code != 200:
+            raise EngineFailed(f"{name} was not loaded: {answer.text}")
+        replica = answer.json()["replicas"][0]
+        # The operator of this machine may read what a client may not: the engine's own key.
+        key = psutil.Process(replica["pid"]).environ()[_KEY_VARIABLE]
+        yield Pair(name, Target(replica["url"], _MODEL, key), Target(stack.url, _MODEL), requests)
+
+
+def stand_in() -> AbstractContextManager[Pair]:
+    """The stand-in engine: 32 chunks without delay. What is measured is the way there."""
+    return _pair("stand-in engine", 640, {}, list(stand_in_arguments()))
+
+
+def real() -> AbstractContextManager[Pair]:
+    """llama.cpp with the sample model, with a slot for every stream."""
+    return _pair("llama-server on the CPU", 32, {"context": 512, "slots": 32, "threads": 1})
+
+
+ENGINES: Sequence[Callable[[], AbstractContextManager[Pair]]] = (stand_in, real)

@@ -182,7 +182,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_brings_it_back(tmp_path: Path
         load(stack, "kept")
         assert stack.stop() < STOP_S
         assert stack.process.returncode == 0, "".join(stack.output)
-        wait_until(lambda: not stack.processes(), 5, "no process left")
+        stack.wait_for_end(5)
         stack.start()
         status = wait_until(lambda: stack.status("kept"), 5, "the model remembered")
         assert status["phase"] == "ready", status["reason"]
@@ -210,14 +210,14 @@ def test_ctrl_c_lets_a_running_stream_finish(tmp_path: Path) -> None:
             lines.extend(stream)
         stopper.join(STOP_S * 2)
         assert "data: [DONE]" in lines
-        wait_until(lambda: not stack.processes(), 5, "no process left")
+        stack.wait_for_end(5)
 
 
 def test_a_kill_of_the_whole_stack_leaves_no_process(tmp_path: Path) -> None:
     with start(tmp_path) as stack:
         load(stack, "orphan")
         kill([psutil.Process(stack.process.pid)])
-        wait_until(lambda: not stack.processes(), 20, "no process left")
+        stack.wait_for_end(20)
 
 
 def test_a_taken_port_and_a_shared_state_are_refused(tmp_path: Path, stack: Stack) -> None:

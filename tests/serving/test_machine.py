@@ -1,5 +1,6 @@
 """Control's judgement, one event at a time."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -12,10 +13,12 @@ from xgen_ray.errors import (
     ModelNotFound,
     NameConflict,
     PlacementRefused,
+    UnknownOption,
     WrongState,
 )
 from xgen_ray.schema import LoadRequest, Origin, Phase, Progress
-from xgen_ray.serving.machine import MAX_FAILED_STARTS, step
+from xgen_ray.serving.machine import step
+from xgen_ray.serving.sightings import MAX_FAILED_STARTS
 from xgen_ray.serving.state import (
     Answer,
     CancelResolve,
@@ -40,6 +43,7 @@ from xgen_ray.serving.state import (
     StopPool,
     UnloadAsked,
 )
+from xgen_ray.serving.turn import LONGEST_RETRY_S
 
 E = TypeVar("E")
 
@@ -284,6 +288,21 @@ def test_a_replica_that_vanishes_without_a_word_is_noticed(control: Control) -> 
     assert control.phase() is Phase.READY
 
 
+def test_a_replica_that_serve_does_not_count_yet_is_believed(control: Control) -> None:
+    pool = control.ready()
+    control.observe({pool: PoolState.STARTING}, {pool: []}, at=10.5)
+    assert control.phase() is Phase.READY
+    control.observe({pool: PoolState.RUNNING}, {pool: []}, at=30.0)
+    assert control.phase() is Phase.RECOVERING
+
+
+def test_an_option_that_the_engine_does_not_know_is_the_callers_mistake(control: Control) -> None:
+    control.load()
+    pool = control.place()
+    control.feed(ReplicaReported(pool, replica(state="failed"), failure("unknown_flag")))
+    assert isinstance(control.answers()["c1"].error, UnknownOption)
+
+
 def test_a_pool_not_seen_yet_is_waited_for_and_one_that_vanished_is_started_again(control: Control) -> None:
     control.load()
     pool = control.place()
@@ -371,6 +390,35 @@ def test_a_proven_model_that_fails_later_stays_wished_for(control: Control) -> N
     fresh.feed(SourceFailed("small", attempt, BadModelFile("disk is away"), 51.0))
     assert fresh.phase() is Phase.FAILED
     assert none(fresh.effects, Forget)
+
+
+def test_a_wish_that_lives_on_is_tried_again_and_less_and_less_often() -> None:
+    fresh = Control()
+    fresh.state = ControlState()
+    fresh.effects.clear()
+    fresh.feed(Restored((record(),), {}, {}, "life2", 0.0))
+    moments = [0.0]
+    for _ in range(8):
+        attempt = fresh.state.models["small"].attempt
+        fresh.feed(SourceFailed("small", attempt, BadModelFile("disk is away"), moments[-1]))
+        retry_at = fresh.state.models["small"].retry_at
+        assert retry_at is not None
+        assert none(fresh.observe({}, at=retry_at - 0.1), Resolve)
+        assert only(fresh.observe({}, at=retry_at), Resolve).name == "small"
+        moments.append(retry_at)
+    pauses = [late - early for early, late in itertools.pairwise(moments)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_RETRY_S
+    pool = fresh.place()
+    fresh.feed(ReplicaReported(pool, replica()))
+    assert fresh.state.models["small"].setbacks == 0
+
+
+def test_a_load_that_never_worked_is_not_tried_again(control: Control) -> None:
+    control.load()
+    attempt = control.state.models["small"].attempt
+    control.feed(SourceFailed("small", attempt, BadModelFile("no magic"), 3.0))
+    assert none(control.observe({}, at=100_000.0), Resolve)
 
 
 def test_a_new_life_never_reuses_a_pool_name(control: Control) -> None:

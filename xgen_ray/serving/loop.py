@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from xgen_ray.errors import XgenRayError
@@ -239,14 +240,19 @@ class ControlLoop:
         async with self._pool_locks[effect.pool]:
             try:
                 await asyncio.to_thread(start_pool, effect.pool, self._build_engine(spec, effect.replicas))
-            except RayServeException as error:
+            except Exception as error:  # whatever Ray raises: one pool must not take control down
+                logger.exception("starting a pool failed: pool=%s", effect.pool)
                 message = f"Ray Serve did not take the application: {error}"
                 self.post(PoolStartFailed(effect.pool, message, time.time()))
 
     async def _stop_pool(self, pool: str) -> None:
         # Waits for a start under way: a stop that overtook it would stop nothing.
         async with self._pool_locks[pool]:
-            await asyncio.to_thread(stop_pool, pool)
+            try:
+                await asyncio.to_thread(stop_pool, pool)
+            except (RayServeException, RayError) as error:
+                # The next look at the pools will see it, and the stop is asked for again.
+                logger.warning("stopping a pool failed: pool=%s error=%s", pool, error)
 
     async def _keep_watch(self) -> None:
         while True:
@@ -261,7 +267,7 @@ class ControlLoop:
         at = time.time()
         try:
             seen = await self._watch.look()
-        except RayServeException as error:
+        except (RayServeException, RayError) as error:
             logger.warning("Serve does not answer: %s", error)
             return
         for pool, replicas in seen.replicas.items():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.api import RunTarget
 from ray.serve.exceptions import RayServeException
@@ -14,9 +15,9 @@ from ray.serve.schema import ApplicationStatus, ServeStatus
 
 from xgen_ray.schema import ReplicaStatus
 from xgen_ray.serving.dispatcher import ENGINE_DEPLOYMENT
-from xgen_ray.serving.machine import POOL_PREFIX
 from xgen_ray.serving.replica import PoolSpec
 from xgen_ray.serving.state import PoolState
+from xgen_ray.serving.turn import POOL_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class PoolWatch:
         self._handles: dict[str, DeploymentHandle[object]] = {}
 
     async def look(self) -> PoolsSeen:
-        """Raises RayServeException when Serve itself does not answer."""
+        """Raises RayServeException or RayError when Serve itself does not answer."""
         status = await asyncio.to_thread(serve.status)
         ours = {name: app for name, app in status.applications.items() if name.startswith(POOL_PREFIX)}
         for gone in self._handles.keys() - ours.keys():
@@ -87,7 +88,7 @@ class PoolWatch:
         try:
             response = self._handle(pool).broadcast("describe")
             answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
-        except (TimeoutError, RayServeException):
+        except (TimeoutError, RayServeException, RayError):
             return None
         found = tuple(answer for answer in answers if isinstance(answer, ReplicaStatus))
         # A fresh handle knows no replicas yet, a dying one does not answer: neither proves an absence.

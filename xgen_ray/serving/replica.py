@@ -13,9 +13,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from xgen_ray.backends import EngineAdapter, create_adapter
-from xgen_ray.errors import EngineFailed
+from xgen_ray.errors import EngineFailed, InvalidRequest, XgenRayError
 from xgen_ray.placement.types import Plan
-from xgen_ray.process.types import Failure
+from xgen_ray.process.types import Failure, FailureClass
 from xgen_ray.schema import FailureReport, Progress, ReplicaStatus
 
 logger = logging.getLogger(__name__)
@@ -59,20 +59,17 @@ class EngineReplica:
         self._draining = False
         self._reporter = asyncio.create_task(self._report_progress())
         self._adapter: EngineAdapter = create_adapter(
-            spec.plan, host=spec.host, base_env=spec.engine_env, cache_dir=Path(spec.cache_dir)
+            spec.plan,
+            host=spec.host,
+            base_env=spec.engine_env,
+            cache_dir=Path(spec.cache_dir),
+            alias=spec.model,
         )
         try:
             await self._adapter.__aenter__()
             self._address = await self._adapter.load(self._note_progress)
-        except EngineFailed as error:
-            await self._give_up(
-                FailureReport(
-                    failure=error.failure or "crashed",
-                    message=error.message,
-                    log_tail=error.log_tail,
-                    at=time.time(),
-                )
-            )
+        except XgenRayError as error:
+            await self._give_up(_report_of(error))
             raise
         finally:
             self._reporter.cancel()
@@ -172,3 +169,14 @@ class EngineReplica:
                 await self._control.hear_replica.remote(self._spec.pool, status, failure)
         except Exception:  # noqa: BLE001  # an engine must live on when control does not, whatever Ray raises
             logger.warning("control did not take a report: model=%s", self._spec.model)
+
+
+def _report_of(error: XgenRayError) -> FailureReport:
+    """An engine that could not be started, in the words of a failure."""
+    if isinstance(error, EngineFailed):
+        failure, log_tail = error.failure or FailureClass.CRASHED.value, error.log_tail
+    else:
+        bad_request = isinstance(error, InvalidRequest)
+        failure = (FailureClass.UNKNOWN_FLAG if bad_request else FailureClass.CRASHED).value
+        log_tail = ()
+    return FailureReport(failure=failure, message=error.message, log_tail=log_tail, at=time.time())

@@ -46,7 +46,8 @@ class Model:
 
     ``attempt`` numbers loads within one life of control: what belongs to an older one is ignored.
     ``callers`` are answered when the load ends, ``leavers`` when the unload ends. ``proven`` means that
-    it has served once: such a wish outlives a failure, a load that never worked does not.
+    it has served once: such a wish outlives a failure, a load that never worked does not. A wish that
+    lives on is tried again at ``retry_at``, later after each of its ``setbacks``.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Model:
     callers: frozenset[str] = frozenset()
     leavers: frozenset[str] = frozenset()
     proven: bool = False
+    setbacks: int = 0
+    retry_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
