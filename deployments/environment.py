@@ -3,21 +3,15 @@
 Importing this module imports nothing of Ray.
 """
 
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# HAProxy's statistics and metrics ports are bound to all interfaces by Ray's template, and no setting
-# of Ray's changes that. Ray starts HAProxy through this script, which closes them.
+# Ray takes one path for HAProxy's binary; see ``deployments.haproxy`` for what is put in its place.
 _HAPROXY_SCRIPT = """#!/bin/sh
-previous=
-for argument; do
-  if [ "$previous" = -f ]; then
-    sed -i -E 's/^([[:space:]]*bind) \\*?:([0-9]+)/\\1 127.0.0.1:\\2/' "$argument"
-  fi
-  previous=$argument
-done
-exec '{binary}' "$@"
+exec {python} -I -S {program} {binary} "$@"
 """
 
 
@@ -59,7 +53,9 @@ def loopback_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Map
     Ray's name for a cluster without a network is historical: on macOS it is the default.
     """
     script = run_dir / "haproxy"
-    script.write_text(_HAPROXY_SCRIPT.format(binary=haproxy))
+    program = Path(__file__).with_name("haproxy.py")
+    words = {"python": sys.executable, "program": str(program), "binary": str(haproxy)}
+    script.write_text(_HAPROXY_SCRIPT.format_map({key: shlex.quote(word) for key, word in words.items()}))
     script.chmod(0o700)
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,17 +24,25 @@ STOP_DEADLINE_S = 60.0
 
 
 class Stack:
-    """``xgen-ray up`` with folders of its own below ``home``; leaving the context stops it.
+    """``xgen-ray up`` with folders of its own below ``home``; leaving the context stops it. ``environment``
+    is laid over this process's own.
 
     Every process of it, also an orphan, carries ``home`` in its environment: that is how they are found.
     """
 
-    def __init__(self, home: Path, *arguments: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *arguments: str,
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.home = home
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output: list[str] = []
         self._arguments = arguments
+        self._environment = environment or {}
         self._ready = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -61,6 +69,7 @@ class Stack:
             cwd=REPOSITORY,
             env={
                 **os.environ,
+                **self._environment,
                 "XDG_STATE_HOME": str(self.home / "state"),
                 "XDG_CACHE_HOME": str(self.home / "cache"),
             },
@@ -115,6 +124,13 @@ class Stack:
 
     def load(self, model: Path | str, **request: Any) -> httpx.Response:
         return self.management("POST", "load", json={"model": str(model), **request})
+
+    def chat(self, model: str, **more: Any) -> httpx.Response:
+        """A short question to ``model``, without the official client."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **more}
+        return httpx.post(
+            f"{self.url}/v1/chat/completions", json=body, timeout=START_DEADLINE_S, trust_env=False
+        )
 
     def unload(self, name: str) -> httpx.Response:
         return self.management("POST", "unload", json={"name": name})

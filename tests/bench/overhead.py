@@ -92,6 +92,7 @@ async def measure_pair(
     *,
     name: str = "engine",
     max_tokens: int = 32,
+    prompt_words: int = 64,
     say: Callable[[str], None] | None = None,
 ) -> PairReport:
     """Load both targets in turn, ``rounds`` times for each number of ``streams``.
@@ -105,7 +106,9 @@ async def measure_pair(
     comparisons = []
     first_index = 0
     for level in streams:
-        workload = Workload(requests_per_stream=max(1, requests // level), max_tokens=max_tokens)
+        workload = Workload(
+            requests_per_stream=max(1, requests // level), max_tokens=max_tokens, prompt_words=prompt_words
+        )
         measured: list[Round] = []
         for number in range(rounds):
             # Turn about: who goes first would otherwise always meet the cooler machine.
@@ -218,6 +221,7 @@ def _measure(pair: Pair, arguments: argparse.Namespace, say: Callable[[str], Non
             arguments.requests or pair.requests,
             arguments.rounds,
             name=pair.name,
+            prompt_words=pair.prompt_words,
             max_tokens=arguments.max_tokens,
             say=say,
         )
@@ -236,16 +240,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.direct:
             reports.append(_measure(_given_pair(arguments), arguments, say))
+            results.print(render(reports[-1]))
         else:
-            for engine in ENGINES:
+            for engine in ENGINES if arguments.engine is None else [ENGINES[arguments.engine]]:
                 say("starting a stack")
                 with engine() as pair:
                     reports.append(_measure(pair, arguments, say))
+                results.print(render(reports[-1]))
     except XgenRayError as error:
         notes.print(f"error: {error.message}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
-    for report in reports:
-        results.print(render(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(as_json(reports), indent=2) + "\n", encoding="utf-8")
     return 1 if any(report.failed for report in reports) else 0
@@ -262,6 +266,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help="about how many in a round of a level")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument(
+        "--engine", type=int, choices=range(len(ENGINES)), help="only this one of the engines"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     if bool(arguments.direct) != bool(arguments.through):

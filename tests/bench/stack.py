@@ -19,17 +19,24 @@ _KEY_VARIABLE = "LLAMA_API_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One engine, asked in two ways. ``requests`` is a fair number for a round of a level."""
+    """One engine, asked in two ways. ``requests`` is a fair number for a round of a level, and prompts
+    are of ``prompt_words``: a CPU takes longer to read them than to answer.
+    """
 
     name: str
     direct: Target
     through: Target
     requests: int
+    prompt_words: int = 64
 
 
 @contextmanager
 def _pair(
-    name: str, requests: int, options: Mapping[str, Any], arguments: Sequence[str] = ()
+    name: str,
+    requests: int,
+    options: Mapping[str, Any],
+    arguments: Sequence[str] = (),
+    prompt_words: int = 64,
 ) -> Iterator[Pair]:
     """A stack of its own with one engine; all of it is gone afterwards."""
     with (
@@ -42,7 +49,8 @@ def _pair(
         replica = answer.json()["replicas"][0]
         # The operator of this machine may read what a client may not: the engine's own key.
         key = psutil.Process(replica["pid"]).environ()[_KEY_VARIABLE]
-        yield Pair(name, Target(replica["url"], _MODEL, key), Target(stack.url, _MODEL), requests)
+        direct, through = Target(replica["url"], _MODEL, key), Target(stack.url, _MODEL)
+        yield Pair(name, direct, through, requests, prompt_words)
 
 
 def stand_in() -> AbstractContextManager[Pair]:
@@ -52,7 +60,8 @@ def stand_in() -> AbstractContextManager[Pair]:
 
 def real() -> AbstractContextManager[Pair]:
     """llama.cpp with the sample model, with a slot for every stream."""
-    return _pair("llama-server on the CPU", 32, {"context": 512, "slots": 32, "threads": 1})
+    options = {"context": 512, "slots": 32, "threads": 1}
+    return _pair("llama-server on the CPU", 32, options, prompt_words=8)
 
 
 ENGINES: Sequence[Callable[[], AbstractContextManager[Pair]]] = (stand_in, real)

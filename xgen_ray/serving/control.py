@@ -30,6 +30,8 @@ from xgen_ray.serving.table import RoutingTable
 TABLE_POLL_S = 10.0
 # How long a load without waiting still waits for a refusal that comes at once.
 PROMPT_ANSWER_S = 0.1
+# How long the log of a model that is ready may be out of reach.
+LOGS_PATIENCE_S = 3.0
 
 
 class Control:
@@ -89,7 +91,10 @@ class Control:
     async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
         """The engine's lines; of a model whose engine is dead, the last lines it printed."""
         model = self._model(name)
-        answers = await self._watch.logs(model.pool, after, limit) if model.pool else []
+        patience_s = LOGS_PATIENCE_S if model.phase is Phase.READY else 0.0
+        answers: list[tuple[str, tuple[str, ...], int]] = []
+        if model.pool and model.phase is not Phase.FAILED:
+            answers = await self._watch.logs(model.pool, after, limit, patience_s=patience_s)
         if replica_id is not None:
             answers = [answer for answer in answers if answer[0] == replica_id]
             if not answers:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
@@ -22,6 +24,7 @@ from xgen_ray.serving.turn import POOL_PREFIX
 logger = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 2.0
+ASK_AGAIN_S = 0.05
 
 # Makes the application of a pool; given by the composition root.
 BuildEngine = Callable[[PoolSpec, int], Application]
@@ -76,23 +79,36 @@ class PoolWatch:
             replicas={name: found for name, found in zip(counts, answers, strict=True) if found is not None},
         )
 
-    async def logs(self, pool: str, after: int, limit: int) -> list[tuple[str, tuple[str, ...], int]]:
-        """Each replica's lines, by replica id; those that answered in time."""
-        response = self._handle(pool).broadcast("logs", after, limit)
-        answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+    async def logs(
+        self, pool: str, after: int, limit: int, *, patience_s: float = 0.0
+    ) -> list[tuple[str, tuple[str, ...], int]]:
+        """Each replica's lines, by replica id; those that answered in time.
+
+        A handle learns of a new replica a moment after control does: ``patience_s`` bounds the wait for it.
+        """
+        until = time.monotonic() + patience_s
+        while True:
+            answers = await self._ask(pool, "logs", after, limit)
+            if answers or time.monotonic() >= until:
+                return answers
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def _describe(self, pool: str, running: int) -> tuple[ReplicaStatus, ...] | None:
         if running == 0:
             return ()
-        try:
-            response = self._handle(pool).broadcast("describe")
-            answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
-        except (TimeoutError, RayServeException, RayError):
-            return None
+        answers = await self._ask(pool, "describe")
         found = tuple(answer for answer in answers if isinstance(answer, ReplicaStatus))
         # A fresh handle knows no replicas yet, a dying one does not answer: neither proves an absence.
         return found if len(found) >= running else None
+
+    async def _ask(self, pool: str, method: str, *args: object) -> list[Any]:
+        """What the pool's replicas answer; nothing when the pool is going or its handle knows none yet."""
+        try:
+            response = self._handle(pool).broadcast(method, *args)
+            answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+        except (TimeoutError, RayServeException, RayError):
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def _handle(self, pool: str) -> DeploymentHandle[object]:
         if pool not in self._handles:
