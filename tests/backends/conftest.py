@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,3 +26,9 @@ def install(tmp_path: Path) -> Callable[[str, str], str]:
         return str(folder)
 
     return put
+
+
+@pytest.fixture
+def no_llama_cpp_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python in which llama-cpp-python is not installed: the import system takes None for absent."""
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)

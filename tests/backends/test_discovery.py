@@ -7,6 +7,9 @@ import pytest
 from xgen_ray.backends.discovery import BUNDLED, discover
 from xgen_ray.placement.types import Backend, BackendStatus
 
+# Installed, it would be tried by each discovery here; its own tests do that.
+pytestmark = pytest.mark.usefixtures("no_llama_cpp_python")
+
 Install = Callable[[str, str], str]
 VULKAN, CUDA, CPU = Backend.LLAMA_SERVER_VULKAN, Backend.LLAMA_SERVER_CUDA, Backend.LLAMA_SERVER_CPU
 

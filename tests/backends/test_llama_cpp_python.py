@@ -1,8 +1,7 @@
-"""The in-process engine. What needs no model runs without the package, too."""
+"""The in-process engine."""
 
 import asyncio
 import gc
-import importlib.util
 import os
 from collections.abc import MutableMapping
 from dataclasses import replace
@@ -20,10 +19,6 @@ from xgen_ray.errors import EngineFailed, WrongState
 from xgen_ray.models.types import ModelTask
 from xgen_ray.placement.types import Backend
 from xgen_ray.process import FailureClass
-
-INSTALLED = importlib.util.find_spec("llama_cpp") is not None
-needs_package = pytest.mark.skipif(not INSTALLED, reason="llama-cpp-python is not installed")
-needs_absence = pytest.mark.skipif(INSTALLED, reason="llama-cpp-python is installed")
 
 
 def adapter(**options: Any) -> EngineAdapter:
@@ -52,7 +47,7 @@ async def test_the_gate_lets_in_only_who_has_the_key_and_counts() -> None:
     assert gate.inside == 0
 
 
-@needs_absence
+@pytest.mark.usefixtures("no_llama_cpp_python")
 async def test_without_the_package_the_error_says_what_to_install() -> None:
     with pytest.raises(EngineFailed, match="pip install 'llama-cpp-python") as caught:
         async with adapter() as engine:
@@ -63,7 +58,6 @@ async def test_without_the_package_the_error_says_what_to_install() -> None:
 # The package's server drops the queue of a finished stream without closing it.
 @pytest.mark.filterwarnings("ignore:.*MemoryObjectReceiveStream")
 @pytest.mark.engine
-@needs_package
 async def test_loads_chats_and_stops() -> None:
     engine = adapter()
     stages: list[str] = []
@@ -92,7 +86,6 @@ async def test_loads_chats_and_stops() -> None:
 
 
 @pytest.mark.engine
-@needs_package
 async def test_embeds() -> None:
     model = replace(sample_facts(), architecture="llama")
     async with adapter(task=ModelTask.EMBED, pooling="last", model=model) as engine:
@@ -104,7 +97,6 @@ async def test_embeds() -> None:
 
 
 @pytest.mark.engine
-@needs_package
 async def test_a_bad_model_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"nothing")
     with pytest.raises(EngineFailed, match="not a GGUF file") as caught:
@@ -114,7 +106,6 @@ async def test_a_bad_model_is_told_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@needs_package
 async def test_discovery_finds_it_by_trying_it_in_a_child(tmp_path: Path) -> None:
     statuses = await discover(
         path="",

@@ -1,9 +1,6 @@
 """Real engines with the sample model."""
 
 import os
-import shutil
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +9,11 @@ import psutil
 import pytest
 
 from tests.backends.plans import facts, plan, sample_facts
-from xgen_ray.backends.discovery import BUNDLED, discover
+from xgen_ray.backends.discovery import BUNDLED
 from xgen_ray.backends.engine import EngineAddress, EngineLoad, create_adapter
-from xgen_ray.backends.probe import ask, parse_devices
 from xgen_ray.errors import EngineFailed
 from xgen_ray.models.types import ModelTask
-from xgen_ray.placement.types import Backend, Plan
+from xgen_ray.placement.types import Plan
 from xgen_ray.process import FailureClass
 from xgen_ray.schema import Progress
 
@@ -103,43 +99,3 @@ async def test_a_model_that_is_gone_is_told_in_words(tmp_path: Path) -> None:
         async with create_adapter(made, host="127.0.0.1", base_env=os.environ, cache_dir=tmp_path) as engine:
             await engine.load(lambda _: None)
     assert caught.value.failure == FailureClass.BAD_MODEL_FILE
-
-
-@pytest.fixture
-def vulkan() -> str:
-    """A real Vulkan build of llama-server, beside this Python or on PATH."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which("llama-server-vulkan", path=path)
-    if found is None:
-        pytest.skip("no llama-server-vulkan is installed beside this Python or on PATH")
-    return found
-
-
-@pytest.fixture
-def with_renderer(vulkan: str) -> Mapping[str, str]:
-    """The environment in which llama.cpp also lists software renderers."""
-    return {**os.environ, "GGML_VK_VISIBLE_DEVICES": "0"}
-
-
-async def test_a_real_vulkan_build_on_a_software_renderer_is_no_gpu_backend(
-    vulkan: str, with_renderer: Mapping[str, str], tmp_path: Path
-) -> None:
-    listed = parse_devices((await ask([vulkan], ["--list-devices"], with_renderer)).lines)
-    if not any("llvmpipe" in device.description for device in listed):
-        pytest.skip("the Vulkan build sees no llvmpipe here: mesa-vulkan-drivers is not installed")
-    statuses = await discover(
-        path="",
-        commands={Backend.LLAMA_SERVER_VULKAN: [vulkan], Backend.LLAMA_SERVER_CPU: ["/nowhere/llama-server"]},
-        cache_dir=tmp_path,
-        env=with_renderer,
-    )
-    (status,) = [status for status in statuses if status.backend is Backend.LLAMA_SERVER_VULKAN]
-    assert not status.available
-    assert "software renderers only" in status.reason
-    assert status.devices == ()
-
-
-async def test_a_hidden_vulkan_device_is_not_used(vulkan: str, tmp_path: Path) -> None:
-    listed = await ask([vulkan], ["--list-devices"], {**os.environ, "GGML_VK_VISIBLE_DEVICES": ""})
-    assert listed.failure is None
-    assert parse_devices(listed.lines) == ()

@@ -16,9 +16,12 @@ SLOTS = 4
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The sample model twice: as a chat model and as an embedding model."""
+    """The sample model twice: as a chat model and as an embedding model. Tests may put further models into
+    ``home / "models"``.
+    """
     home = tmp_path_factory.mktemp("stack")
-    with Stack(home, "--models", str(SAMPLE_MODEL.parent)) as running:
+    (home / "models").mkdir()
+    with Stack(home, "--models", str(SAMPLE_MODEL.parent), "--models", str(home / "models")) as running:
         options = {"context": CONTEXT, "slots": SLOTS, "threads": 1}
         chat = running.load(SAMPLE_MODEL, name=CHAT, options=options)
         assert chat.status_code == 200, chat.text

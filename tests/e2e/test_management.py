@@ -333,7 +333,8 @@ def test_a_model_that_is_going_cannot_be_loaded_until_it_is_gone(stack: Stack, m
     address = f"{stack.url}/v1/chat/completions"
     with ThreadPoolExecutor(1) as caller:
         with httpx.stream("POST", address, json=body, timeout=60, trust_env=False) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # kept: an iterator that is dropped closes its connection
+            next(lines)
             unloading = caller.submit(stack.unload, "leaving")
             wait_for_phase(stack, "leaving", "unloading")
             again = load()

@@ -274,7 +274,10 @@ class FakeEngine:
         text = "".join(f"tok{n} " for n in range(count))
         reason = "stop" if count == self.knobs.chunks else "length"
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
-        if chat:
+        if chat and (call := _tool_call(request)) is not None:
+            choice["finish_reason"] = "tool_calls"
+            choice["message"] = {"role": "assistant", "content": None, "tool_calls": [call]}
+        elif chat:
             choice["message"] = {"role": "assistant", "content": text}
         else:
             choice["text"] = text
@@ -293,7 +296,9 @@ class FakeEngine:
         await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS]})
         if knobs.first_delay:
             await asyncio.sleep(knobs.first_delay)
-        for sent, piece in enumerate(self.stream_pieces(chat, count), start=1):
+        call = _tool_call(request) if chat else None
+        pieces = self.stream_pieces(chat, count) if call is None else list(self.call_pieces(call))
+        for sent, piece in enumerate(pieces, start=1):
             # Each token is a write of its own, also without a delay.
             await asyncio.sleep(knobs.chunk_delay)
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -327,6 +332,16 @@ class FakeEngine:
             head = b""
         reason = "stop" if count == self.knobs.chunks else "length"
         yield _event(self.chunk(chat, delta={}, text="", reason=reason))
+
+    def call_pieces(self, call: dict[str, Any]) -> Iterator[bytes]:
+        """A tool call as engines stream it: its name first, then its arguments in parts."""
+        arguments = call["function"]["arguments"]
+        opened = {**call, "index": 0, "function": {**call["function"], "arguments": ""}}
+        yield _event(self.chunk(True, delta={"role": "assistant", "content": None, "tool_calls": [opened]}))
+        for part in (arguments[: len(arguments) // 2], arguments[len(arguments) // 2 :]):
+            more = {"index": 0, "function": {"arguments": part}}
+            yield _event(self.chunk(True, delta={"tool_calls": [more]}))
+        yield _event(self.chunk(True, delta={}, reason="tool_calls"))
 
     def chunk(
         self,
@@ -410,6 +425,21 @@ def _parsed(body: bytes) -> Any:
 
 def _event(content: object) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def _tool_call(request: dict[str, Any]) -> dict[str, Any] | None:
+    """A call of the first tool with a word for each of its parameters, until it has been answered."""
+    tools, messages = request.get("tools"), request.get("messages")
+    if not tools or request.get("tool_choice") == "none" or not messages or messages[-1]["role"] == "tool":
+        return None
+    function = tools[0]["function"]
+    parameters = function.get("parameters", {}).get("properties", {})
+    arguments = json.dumps({name: f"some {name}" for name in parameters})
+    return {
+        "id": "call-1",
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
 
 
 def _usage(request: dict[str, Any], count: int) -> dict[str, int]:

@@ -64,6 +64,7 @@ class Relay:
         "_limits",
         "_loop",
         "_pause_s",
+        "_refused",
         "_reply",
         "_typed",
         "_until",
@@ -92,6 +93,7 @@ class Relay:
         self._avoid: frozenset[str] = frozenset()
         self._pause_s = _FIRST_PAUSE_S
         self._breaks: list[Break] = []
+        self._refused: set[str] = set()
         self.replica_id: str | None = None
 
     async def run(self) -> bool:
@@ -107,7 +109,7 @@ class Relay:
                 whole = await self._attempt(lease)
             except UpstreamBroke as broke:
                 lease.finish(ok=False)
-                self._count(broke.how)
+                self._count(broke.how, lease.endpoint.replica_id)
             else:
                 if whole is not None:
                     return whole
@@ -129,12 +131,20 @@ class Relay:
             except NotReady:
                 left = self._until - self._loop.time()
                 if left <= 0:
+                    if self._breaks:
+                        raise EngineUnreachable(_given_up(self._call.model, self._breaks)) from None
                     raise
                 self._avoid = frozenset()
         return await self._dispatcher.choose(self._call.model, deadline_s=max(left, 0.0), avoid=self._avoid)
 
-    def _count(self, how: Break) -> None:
-        """Give up, or not, after one more engine broke."""
+    def _count(self, how: Break, replica_id: str) -> None:
+        """Give up, or not, after one more engine broke. One that refuses again is no further one: it is dead,
+        and the dispatcher has not heard of it yet.
+        """
+        if how is Break.REFUSED:
+            if replica_id in self._refused:
+                return
+            self._refused.add(replica_id)
         self._breaks.append(how)
         crashes = sum(how is not Break.REFUSED for how in self._breaks)
         if (

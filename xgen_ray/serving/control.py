@@ -20,7 +20,7 @@ from xgen_ray.schema import (
 )
 from xgen_ray.serving.inventory import InventoryReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings, name_of
-from xgen_ray.serving.pools import BuildEngine, PoolWatch
+from xgen_ray.serving.pools import BuildEngine, Pools
 from xgen_ray.serving.reports import model_status, plan_report
 from xgen_ray.serving.sources import SourceFinder
 from xgen_ray.serving.state import LoadAsked, Model, ReplicaReported, UnloadAsked
@@ -47,8 +47,8 @@ class Control:
         self._base_url = settings.base_url
         self._inventory = inventory
         self._sources = sources
-        self._watch = PoolWatch()
-        self._loop = ControlLoop(settings, build_engine, inventory, sources, self._watch)
+        self._pools = Pools()
+        self._loop = ControlLoop(settings, build_engine, inventory, sources, self._pools)
 
     async def start(self) -> None:
         await self._loop.start()
@@ -94,7 +94,7 @@ class Control:
         patience_s = LOGS_PATIENCE_S if model.phase is Phase.READY else 0.0
         answers: list[tuple[str, tuple[str, ...], int]] = []
         if model.pool and model.phase is not Phase.FAILED:
-            answers = await self._watch.logs(model.pool, after, limit, patience_s=patience_s)
+            answers = await self._pools.logs(model.pool, after, limit, patience_s=patience_s)
         if replica_id is not None:
             answers = [answer for answer in answers if answer[0] == replica_id]
             if not answers:

@@ -19,7 +19,7 @@ from xgen_ray.models import default_name, parse_source
 from xgen_ray.schema import LoadRequest, Phase, Progress
 from xgen_ray.serving.inventory import InventoryReader
 from xgen_ray.serving.machine import step
-from xgen_ray.serving.pools import BuildEngine, PoolWatch, start_pool, stop_pool
+from xgen_ray.serving.pools import BuildEngine, Pools
 from xgen_ray.serving.registry import Registry
 from xgen_ray.serving.replica import PoolSpec
 from xgen_ray.serving.sources import SourceFinder
@@ -78,7 +78,7 @@ class ControlLoop:
         build_engine: BuildEngine,
         inventory: InventoryReader,
         sources: SourceFinder,
-        watch: PoolWatch,
+        pools: Pools,
     ) -> None:
         self.state = ControlState()
         self.table_changed = asyncio.Event()
@@ -86,7 +86,7 @@ class ControlLoop:
         self._build_engine = build_engine
         self._inventory = inventory
         self._sources = sources
-        self._watch = watch
+        self._pools = pools
         self._registry = Registry(settings.state_dir / "models.db")
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -100,7 +100,7 @@ class ControlLoop:
         records, unreadable = self._registry.records()
         for sentence in unreadable:
             logger.error("registry: %s", sentence)
-        seen = await self._watch.look()
+        seen = await self._pools.look()
         restored = Restored(
             records=records,
             declared={name_of(request): request for request in self._settings.declared},
@@ -239,7 +239,7 @@ class ControlLoop:
         )
         async with self._pool_locks[effect.pool]:
             try:
-                await asyncio.to_thread(start_pool, effect.pool, self._build_engine(spec, effect.replicas))
+                await self._pools.start(effect.pool, lambda: self._build_engine(spec, effect.replicas))
             except Exception as error:  # whatever Ray raises: one pool must not take control down
                 logger.exception("starting a pool failed: pool=%s", effect.pool)
                 message = f"Ray Serve did not take the application: {error}"
@@ -249,7 +249,7 @@ class ControlLoop:
         # Waits for a start under way: a stop that overtook it would stop nothing.
         async with self._pool_locks[pool]:
             try:
-                await asyncio.to_thread(stop_pool, pool)
+                await self._pools.stop(pool)
             except (RayServeException, RayError) as error:
                 # The next look at the pools will see it, and the stop is asked for again.
                 logger.warning("stopping a pool failed: pool=%s error=%s", pool, error)
@@ -266,7 +266,7 @@ class ControlLoop:
     async def _look(self) -> None:
         at = time.time()
         try:
-            seen = await self._watch.look()
+            seen = await self._pools.look()
         except (RayServeException, RayError) as error:
             logger.warning("Serve does not answer: %s", error)
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,26 +49,26 @@ class PoolsSeen:
     replicas: Mapping[str, tuple[ReplicaStatus, ...]]
 
 
-def start_pool(pool: str, application: Application) -> None:
-    """Asks Serve for the application; returns before it runs. Blocking: call it in a thread."""
-    target = RunTarget(application, name=pool, route_prefix=None)
-    serve.run_many([target], wait_for_applications_running=False)
-
-
-def stop_pool(pool: str) -> None:
-    """Asks Serve to end the application, gracefully; returns at once. Blocking: call it in a thread."""
-    serve.delete(pool, _blocking=False)
-
-
-class PoolWatch:
-    """Looks at our pools. Keeps one handle a pool."""
+class Pools:
+    """Our applications in Serve. Keeps one handle a pool."""
 
     def __init__(self) -> None:
         self._handles: dict[str, DeploymentHandle[object]] = {}
+        # Serve's making and parsing of deployment configs changes a set of cloudpickle's that is global to
+        # the process: two threads at it fail each other.
+        self._configs = threading.Lock()
+
+    async def start(self, pool: str, build: Callable[[], Application]) -> None:
+        """Asks Serve for the application; returns before it runs."""
+        await asyncio.to_thread(self._start, pool, build)
+
+    async def stop(self, pool: str) -> None:
+        """Asks Serve to end the application, gracefully; returns at once."""
+        await asyncio.to_thread(serve.delete, pool, _blocking=False)
 
     async def look(self) -> PoolsSeen:
         """Raises RayServeException or RayError when Serve itself does not answer."""
-        status = await asyncio.to_thread(serve.status)
+        status = await asyncio.to_thread(self._status)
         ours = {name: app for name, app in status.applications.items() if name.startswith(POOL_PREFIX)}
         for gone in self._handles.keys() - ours.keys():
             del self._handles[gone]
@@ -109,6 +110,15 @@ class PoolWatch:
         except (TimeoutError, RayServeException, RayError):
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    def _start(self, pool: str, build: Callable[[], Application]) -> None:
+        with self._configs:
+            target = RunTarget(build(), name=pool, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
+
+    def _status(self) -> ServeStatus:
+        with self._configs:
+            return serve.status()
 
     def _handle(self, pool: str) -> DeploymentHandle[object]:
         if pool not in self._handles:

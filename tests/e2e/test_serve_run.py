@@ -1,0 +1,182 @@
+"""``serve run`` with the committed config for one machine, as Ray's own documentation starts applications.
+
+It sets none of our environment variables, so that Ray Serve runs with its defaults: a Python proxy in front.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import yaml
+
+from tests.fakes.hub import Repo, StandInHub
+from tests.stack import REPOSITORY, SAMPLE_MODEL, Stack, wait_until
+from xgen_ray.backends.trial_model import trial_model
+
+pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
+
+CONFIG = REPOSITORY / "cluster_configs" / "one-machine.yaml"
+DECLARED = "declared"
+# Long enough for an answer that takes a minute.
+CONTEXT = 4096
+WAIT_S = 2.0
+SOON_S = 90.0
+HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
+
+
+class ServeRun(Stack):
+    """The committed config with a port and folders of its own. ``control`` and ``router`` are laid over the
+    two applications' arguments.
+    """
+
+    announcement = "Submitted deploy config successfully"
+
+    def __init__(
+        self, home: Path, *, control: Mapping[str, Any] | None = None, router: Mapping[str, Any] | None = None
+    ) -> None:
+        # A cluster of its own, whatever else runs on this machine.
+        super().__init__(home, environment={"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"})
+        config = yaml.safe_load(CONFIG.read_text())
+        config["http_options"]["port"] = self.port
+        mine: dict[str, Any] = {
+            "base_url": self.url,
+            "state_dir": str(home / "registry"),
+            "cache_dir": str(home / "downloads"),
+        }
+        first, second = config["applications"]
+        first["args"] |= {**mine, **(control or {})}
+        second["args"] |= router or {}
+        self.config = home / "config.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+
+    def command(self) -> list[str]:
+        return [str(Path(sys.executable).with_name("serve")), "run", str(self.config)]
+
+    def serves(self, name: str) -> bool:
+        """Whether both applications answer and the model is ready."""
+        try:
+            status = self.status(name)
+            health = httpx.get(f"{self.url}/health", timeout=5, trust_env=False)
+        except (httpx.TransportError, ValueError, KeyError):
+            return False
+        return health.status_code == 200 and status is not None and status["phase"] == "ready"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[StandInHub]:
+    with StandInHub().running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, hub: StandInHub) -> Iterator[ServeRun]:
+    declared = {
+        "model": f"./models/{SAMPLE_MODEL.name}",
+        "name": DECLARED,
+        "options": {"context": CONTEXT, "slots": 1, "threads": 1},
+    }
+    control = {"models": [declared], "hub_endpoint": hub.endpoint}
+    home = tmp_path_factory.mktemp("serve-run")
+    with ServeRun(home, control=control, router={"wait_s": WAIT_S}) as running:
+        wait_until(lambda: running.serves(DECLARED), SOON_S, "the declared model served")
+        yield running
+    for process in running.processes():  # what a failed test has left
+        process.kill()
+
+
+@pytest.fixture
+def client(stack: ServeRun) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=60) as made:
+        yield made
+
+
+def test_a_declared_model_is_served(stack: ServeRun, client: openai.OpenAI) -> None:
+    status = stack.status(DECLARED)
+    assert status is not None
+    assert (status["origin"], status["endpoint"]) == ("declared", f"{stack.url}/v1")
+    assert [model.id for model in client.models.list()] == [DECLARED]
+    answer = client.chat.completions.create(model=DECLARED, messages=HELLO, max_tokens=4)
+    assert answer.choices[0].message.content
+
+
+def test_an_answer_streams_chunk_by_chunk(client: openai.OpenAI) -> None:
+    began = time.monotonic()
+    stream = client.chat.completions.create(
+        model=DECLARED, messages=HELLO, max_tokens=64, stream=True, extra_body={"ignore_eos": True}
+    )
+    arrivals = [time.monotonic() - began for chunk in stream if chunk.choices]
+    assert len(arrivals) > 30
+    assert arrivals[0] < arrivals[-1] / 2, "the first chunk did not wait for the last"
+
+
+def test_a_client_that_goes_away_frees_its_slot(stack: ServeRun) -> None:
+    """The only slot is taken by an answer that would run for long; then its client leaves."""
+    body = {
+        "model": DECLARED,
+        "messages": HELLO,
+        "max_tokens": CONTEXT - 64,
+        "stream": True,
+        "ignore_eos": True,
+    }
+    address = f"{stack.url}/v1/chat/completions"
+    with httpx.stream("POST", address, json=body, timeout=60, trust_env=False) as answer:
+        chunks = answer.iter_bytes()  # kept: an iterator that is dropped closes its connection
+        next(chunks)
+        wait_until(lambda: running_requests(stack) == 1, 5, "the engine at work")
+    wait_until(lambda: running_requests(stack) == 0, 5, "the slot free again")
+    assert stack.chat(DECLARED).status_code == 200
+
+
+def running_requests(stack: ServeRun) -> int | None:
+    status = stack.status(DECLARED)
+    assert status is not None
+    running: int | None = status["replicas"][0]["running"]
+    return running
+
+
+def test_a_model_is_loaded_and_unloaded_through_the_api(stack: ServeRun) -> None:
+    options = {"context": 512, "slots": 1, "threads": 1}
+    answer = stack.load(SAMPLE_MODEL, name="asked-for", options=options)
+    assert answer.status_code == 200, answer.text
+    assert stack.chat("asked-for").status_code == 200
+    assert stack.unload("asked-for").status_code == 200
+    assert stack.chat("asked-for").status_code == 404
+    assert stack.chat(DECLARED).status_code == 200
+
+
+def test_a_request_waits_for_a_model_only_so_long(
+    stack: ServeRun, hub: StandInHub, tmp_path: Path, client: openai.OpenAI
+) -> None:
+    """A download that stands still keeps the model loading."""
+    hub.repos["org/slow"] = Repo({"slow.gguf": trial_model(tmp_path).read_bytes() + bytes(2**21)})
+    hub.faults.stall["slow.gguf"] = threading.Event()
+    body = {"model": "hf:org/slow", "name": "slow"}
+    assert stack.management("POST", "load?wait=false", json=body).status_code == 202
+    wait_until(hub.stalled.is_set, 30, "the download standing still")
+    began = time.monotonic()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model="slow", prompt="Hi", max_tokens=1)
+    assert caught.value.status_code == 503
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    assert "slow is resolving" in caught.value.message
+    assert WAIT_S <= time.monotonic() - began < WAIT_S + 5
+    assert stack.unload("slow").status_code == 200
+
+
+def test_a_wrong_field_is_refused_with_its_name(tmp_path: Path) -> None:
+    with ServeRun(tmp_path, control={"model_dir": ["./models"]}) as wrong:
+        wait_until(lambda: "model_dir\n" in "".join(wrong.output), 60, "the field named on the terminal")
+        assert "Extra inputs are not permitted" in "".join(wrong.output)
+
+
+def test_ctrl_c_ends_everything(stack: ServeRun) -> None:
+    """The last of this file: nothing is asked of the stack after it."""
+    stack.stop()
+    assert stack.process.returncode == 0, "".join(stack.output)
+    stack.wait_for_end(15)
