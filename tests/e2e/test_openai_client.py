@@ -169,10 +169,12 @@ def test_clients_that_go_away_free_their_slots_within_a_second(stack: Stack) -> 
     body = {"model": CHAT, "messages": HELLO, "max_tokens": CONTEXT - 100, "stream": True, "ignore_eos": True}
     address = f"{stack.url}/v1/chat/completions"
     with contextlib.ExitStack() as clients:
+        streams = []
         for _ in range(SLOTS):
-            stream = httpx.stream("POST", address, json=body, timeout=60, trust_env=False)
-            answer = clients.enter_context(stream)
-            next(answer.iter_bytes())
+            request = httpx.stream("POST", address, json=body, timeout=60, trust_env=False)
+            # Kept: an iterator that is dropped closes its connection.
+            streams.append(clients.enter_context(request).iter_bytes())
+            next(streams[-1])
     left = time.monotonic()
     short = {"model": CHAT, "messages": HELLO, "max_tokens": 1}
     assert httpx.post(address, json=short, timeout=60, trust_env=False).status_code == 200
