@@ -17,6 +17,7 @@ from xgen_ray.placement.types import EngineDevice
 from xgen_ray.process import FailureClass
 
 Fake = Callable[[str], tuple[str, ...]]
+SAMPLES = Path(__file__).parents[1] / "samples" / "hardware"
 
 
 def test_reads_devices_with_their_memory() -> None:
@@ -32,6 +33,19 @@ def test_reads_devices_with_their_memory() -> None:
         EngineDevice("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560 * 2**20, 24021 * 2**20),
         EngineDevice("CUDA1", "NVIDIA Thing"),
     )
+
+
+@pytest.mark.parametrize(
+    ("sample", "name", "total_mib", "free_mib"),
+    [
+        ("llama-server-cuda-h100.txt", "CUDA0", 81079, 80552),
+        ("llama-server-vulkan-h100.txt", "Vulkan0", 81559, 81062),
+    ],
+)
+def test_reads_what_a_real_card_is_listed_as(sample: str, name: str, total_mib: int, free_mib: int) -> None:
+    listed = (SAMPLES / sample).read_text().splitlines()
+    expected = EngineDevice(name, "NVIDIA H100 80GB HBM3", total_mib * 2**20, free_mib * 2**20)
+    assert parse_devices(listed) == (expected,)
 
 
 @pytest.mark.parametrize("lines", [(), ("Available devices:", "  (none)"), ("  Vulkan0: without a heading",)])

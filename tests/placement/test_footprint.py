@@ -22,7 +22,9 @@ from xgen_ray.placement.footprint import (
 )
 from xgen_ray.placement.sizes import GIB, KIB, MIB, gib, gib_pair
 
-SAMPLE = (Path(__file__).parent / "samples" / "llama_server_memory.txt").read_text()
+SAMPLES = Path(__file__).parent / "samples"
+SAMPLE = (SAMPLES / "llama_server_memory.txt").read_text()
+GPU_SAMPLE = (SAMPLES / "llama_server_gpu_memory.txt").read_text()
 BASE = ResolvedOptions(
     task=ModelTask.GENERATE, context=2048, slots=4, batch=2048, ubatch=512, threads=1, gpu_layers=0
 )
@@ -36,8 +38,8 @@ def of(bill: Footprint, name: str, on_gpu: bool | None = None) -> int:
     )
 
 
-def runs() -> list[tuple[str, str]]:
-    return re.findall(r"^\[(.+)\]\n((?:.+\n)+)", SAMPLE, flags=re.MULTILINE)
+def runs(sample: str = SAMPLE) -> list[tuple[str, str]]:
+    return re.findall(r"^\[(.+)\]\n((?:.+\n)+)", sample, flags=re.MULTILINE)
 
 
 def measured(lines: str, name: str) -> int:
@@ -71,6 +73,50 @@ def test_against_the_engine(arguments: str, lines: str) -> None:
     assert peak is not None
     assert int(peak[1]) * KIB <= bill.host_bytes
     assert bill.gpu_bytes == 0
+
+
+def random_8b() -> ModelFacts:
+    """The model of that name in the sample of GPU runs."""
+    shape = dense(8, layers=32, heads=32)
+    return replace(shape, weight_bytes=8_532_934_656, embedding_length=4096)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"), runs(GPU_SAMPLE), ids=[arguments for arguments, _ in runs(GPU_SAMPLE)]
+)
+def test_against_a_real_card(arguments: str, lines: str) -> None:
+    kind, *pairs = arguments.split()
+    given_to = dict(pair.split("=") for pair in pairs)
+    backend, device = {
+        "cuda": (Backend.LLAMA_SERVER_CUDA, "CUDA0"),
+        "vulkan": (Backend.LLAMA_SERVER_VULKAN, "Vulkan0"),
+    }[kind]
+    facts = {"smollm2": smollm2(), "random-8b": random_8b()}[given_to["model"]]
+    assert facts.layer_count is not None
+    options = replace(
+        BASE,
+        context=int(given_to["c"]),
+        slots=int(given_to["np"]),
+        ubatch=int(given_to.get("ub", "512")),
+        gpu_layers=int(given_to.get("ngl", facts.layer_count + 1)),
+        gpus=(h100(),),
+        devices=(device,),
+        kv_cache_type=given_to.get("ctk", "f16"),
+        flash_attention={"off": False}.get(given_to.get("fa", "")),
+    )
+    bill = footprint(facts, backend, options)
+    if "ngl" not in given_to:
+        assert of(bill, KV_CACHE, on_gpu=True) == pytest.approx(
+            measured(lines, f"{device} KV buffer size"), abs=MIB // 20
+        )
+    used = measured(lines, "used after requests")
+    assert used <= bill.gpu_bytes <= 1.2 * used + GIB // 2
+
+
+def test_the_gpu_sample_has_both_kinds_and_all_that_matters() -> None:
+    texts = [arguments for arguments, _ in runs(GPU_SAMPLE)]
+    for part in ("cuda ", "vulkan ", "random-8b", "q8_0", "fa=off", "ub=2048", "ngl="):
+        assert any(part in text for text in texts)
 
 
 def test_the_sample_covers_what_changes_the_bill() -> None:
