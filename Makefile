@@ -55,6 +55,7 @@ clean: ## Remove everything that the verbs above made
 # another machine.
 .venv/.engines: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF
 .venv/.engines: .venv/.test requirements/llama-cpp-python.txt
+	@command -v $${CXX:-c++} >/dev/null || { echo "make test builds llama-cpp-python: install a C++ compiler, such as g++"; exit 1; }
 	@echo "Installing llama-cpp-python; its first build takes about six minutes on two cores"
 	$(INSTALL) --require-hashes --no-build-isolation -r requirements/llama-cpp-python.txt
 	@touch $@

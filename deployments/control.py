@@ -4,22 +4,29 @@ import dataclasses
 import logging
 import os
 import platform
+from collections.abc import Mapping
 
+import ray
 from ray import serve
 
 from deployments.engine import engine_application
+from deployments.node_owner import NodeOwnerActor
+from xgen_ray import __version__
 from xgen_ray.api import ApiKeys, LocalGuard, create_management_app
 from xgen_ray.api.asgi import App
-from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy
-from xgen_ray.schema import FailureReport, ReplicaStatus
+from xgen_ray.placement import DEFAULT_POLICY, Observation, PlacementPolicy
+from xgen_ray.schema import FailureReport
 from xgen_ray.serving.control import Control as ControlPlane
-from xgen_ray.serving.inventory import InventoryReader
+from xgen_ray.serving.hands import Hands, PoolSettings
+from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import LoopSettings
+from xgen_ray.serving.node_state import Versions
+from xgen_ray.serving.nodes import Nodes, OwnerSettings
+from xgen_ray.serving.pools import Pools
 from xgen_ray.serving.sources import SourceFinder
+from xgen_ray.serving.state import Replica
 from xgen_ray.serving.table import RoutingTable
-from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, ControlSettings, engine_environment
-
-ENGINE_HOST = "127.0.0.1"
+from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, ControlSettings
 
 
 @serve.ingress()
@@ -30,33 +37,26 @@ class Control:
         logging.getLogger("xgen_ray").setLevel(logging.INFO)
         self._settings = settings
         self._keys = keys
-        # The environment of the node that control runs on is what counts, not that of whoever deployed it.
-        env = engine_environment(os.environ)
-        inventory = InventoryReader(
-            node=platform.node(),
-            env=env,
-            commands=settings.backend_commands,
-            cache_dir=settings.cache_dir,
-            policy=_policy(settings),
-        )
         sources = SourceFinder(
             settings.model_dirs, settings.cache_dir / "hub", settings.hub_endpoint, os.environ.get("HF_TOKEN")
         )
+        owners = OwnerSettings(
+            model_dirs=settings.model_dirs,
+            backend_commands=settings.backend_commands,
+            cache_dir=settings.cache_dir,
+            hub_endpoint=settings.hub_endpoint,
+        )
+        nodes = Nodes(owners, NodeOwnerActor)
+        pools = Pools()
+        versions = Versions(__version__, ray.__version__, platform.python_version())
+        fleet = FleetReader(nodes, sources, _policy(settings), versions)
+        pool_settings = PoolSettings(CONTROL_APP, CONTROL_DEPLOYMENT, settings.cache_dir, settings.drain_s)
         self._control = ControlPlane(
-            LoopSettings(
-                app=CONTROL_APP,
-                deployment=CONTROL_DEPLOYMENT,
-                base_url=settings.base_url,
-                state_dir=settings.state_dir,
-                cache_dir=settings.cache_dir,
-                engine_host=ENGINE_HOST,
-                engine_env=env,
-                drain_s=settings.drain_s,
-                declared=settings.models,
-            ),
-            engine_application,
-            inventory,
-            sources,
+            LoopSettings(settings.state_dir, settings.models),
+            settings.base_url,
+            pools,
+            fleet,
+            lambda post: Hands(pool_settings, engine_application, fleet, nodes, pools, post),
         )
 
     async def __serve_build_asgi_app__(self) -> App:
@@ -69,13 +69,23 @@ class Control:
             )
         return app
 
-    async def next_table(self, known: tuple[str, int]) -> RoutingTable:
+    async def next_table(self, known: tuple[str, int], used: Mapping[str, float]) -> RoutingTable:
         """For routers."""
-        return await self._control.next_table(known)
+        return await self._control.next_table(known, used)
 
-    async def hear_replica(self, pool: str, status: ReplicaStatus, failure: FailureReport | None) -> None:
+    async def hear_doubts(self, replica_ids: frozenset[str]) -> None:
+        """For routers."""
+        await self._control.hear_doubts(replica_ids)
+
+    async def hear_replica(
+        self,
+        pool: str,
+        replica: Replica,
+        failure: FailureReport | None,
+        observations: tuple[Observation, ...],
+    ) -> None:
         """For engine replicas."""
-        await self._control.hear_replica(pool, status, failure)
+        await self._control.hear_replica(pool, replica, failure, observations)
 
     def check_health(self) -> None:
         self._control.check_health()

@@ -1,27 +1,38 @@
 """The engine deployment: one application a pool, started by control."""
 
+import os
+
 from ray import serve
 from ray.serve import Application
 
-from xgen_ray.serving.dispatcher import ENGINE_DEPLOYMENT
+from xgen_ray.serving.pools import ENGINE_DEPLOYMENT
 from xgen_ray.serving.replica import EngineReplica, PoolSpec
+from xgen_ray.settings import engine_environment
 
 # Serve's own time on top of the drain: the engine's stop, and the destructor.
 STOP_MARGIN_S = 15.0
+# Ray gives every node this label, with the id that ``ray.nodes()`` has.
+NODE_ID_LABEL = "ray.io/node-id"
+
+
+class Engine(EngineReplica):
+    """The environment of the node that it runs on is what its engine gets."""
+
+    def __init__(self, spec: PoolSpec) -> None:
+        super().__init__(spec, engine_environment(os.environ))
 
 
 def engine_application(spec: PoolSpec, replicas: int) -> Application:
-    """A pool of ``replicas`` engines."""
+    """A pool of ``replicas`` engines, all on the pool's node."""
     deployment = serve.deployment(
         name=ENGINE_DEPLOYMENT,
         num_replicas=replicas,
         # Control's questions only: requests go past the actor, and the engine does its own queueing.
         max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "label_selector": {NODE_ID_LABEL: spec.node_id}},
         health_check_period_s=2,
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=spec.drain_s + STOP_MARGIN_S,
-        max_constructor_retry_count=3,
-    )(EngineReplica)
+    )(Engine)
     return deployment.bind(spec)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+# Bytes never go through Ray's object store; the smallest one that Ray accepts is plenty.
+OBJECT_STORE_BYTES = 80 * 2**20
 # Ray takes one path for HAProxy's binary; see ``deployments.haproxy`` for what is put in its place.
 _HAPROXY_SCRIPT = """#!/bin/sh
 exec {python} -I -S {program} {binary} "$@"
@@ -52,14 +54,38 @@ def loopback_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Map
 
     Ray's name for a cluster without a network is historical: on macOS it is the default.
     """
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        **_haproxy_environment(run_dir, ports, haproxy),
+    }
+
+
+def network_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Mapping[str, str]:
+    """For a node that others reach over a network: nobody speaks to it without the cluster's token, and
+    what answers without one stays closed. Writes HAProxy's start script.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        # These three would answer anybody who asks, on all interfaces: the metrics of a node, and those of
+        # the dashboard and of the autoscaler. The latter two take a port and no address; 65536 is none, so
+        # that nothing listens. The dashboard says so in its log and goes on.
+        "RAY_enable_metrics_collection": "false",
+        "DASHBOARD_METRIC_PORT": "65536",
+        "AUTOSCALER_METRIC_PORT": "65536",
+        # A node that is told to stop stops; that nothing runs there any more is control's to see to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        **_haproxy_environment(run_dir, ports, haproxy),
+    }
+
+
+def _haproxy_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Mapping[str, str]:
     script = run_dir / "haproxy"
     program = Path(__file__).with_name("haproxy.py")
     words = {"python": sys.executable, "program": str(program), "binary": str(haproxy)}
     script.write_text(_HAPROXY_SCRIPT.format_map({key: shlex.quote(word) for key, word in words.items()}))
     script.chmod(0o700)
     return {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_dir / "admin.sock"),

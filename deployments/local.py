@@ -13,11 +13,11 @@ from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions
 
 from deployments.app import build_control, build_router
+from deployments.environment import OBJECT_STORE_BYTES
 from xgen_ray.api import ApiKeys
+from xgen_ray.placement.tags import NodeTags
 from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSettings
 
-# Bytes never go through Ray's object store; the smallest one that Ray accepts is plenty.
-OBJECT_STORE_BYTES = 80 * 2**20
 # A replica must not close an idle connection in the moment that HAProxy reuses it: the client would see a
 # disconnect. HAProxy lets go of them after seconds, long before this.
 KEEP_ALIVE_S = 3600
@@ -32,11 +32,15 @@ class LocalStack:
         self._port = port
         self._dashboard = dashboard
 
-    def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys) -> None:
-        """Returns when both applications answer."""
+    def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys, tags: NodeTags) -> None:
+        """Returns when both applications answer. ``tags`` are this machine's."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(
             address="local",
+            # Which GPUs there are is in the tags: Ray itself knows one vendor a node.
+            num_gpus=0,
+            resources=dict(tags.resources),
+            labels=dict(tags.labels),
             include_dashboard=self._dashboard,
             log_to_driver=False,
             configure_logging=False,

@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from xgen_ray.api import ApiKeys, Gateway, GatewayLimits, LocalGuard, RetryLimits
 from xgen_ray.api.asgi import App
 from xgen_ray.serving.control import TABLE_POLL_S
-from xgen_ray.serving.dispatcher import ServeChooser, TableDispatcher
+from xgen_ray.serving.dispatcher import TableDispatcher
 from xgen_ray.serving.table import RoutingTable
 from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, RouterSettings
 
@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 FOLLOW_RETRY_S = 0.5
 FOLLOW_MARGIN_S = 5.0
+DOUBT_DEADLINE_S = 5.0
+# Many requests may fail at once; it takes one word to have their engine looked at.
+DOUBTS_EVERY_S = 0.5
 
 
 @serve.ingress()
@@ -26,9 +29,11 @@ class Router:
     def __init__(self, settings: RouterSettings, keys: ApiKeys) -> None:
         self._settings = settings
         self._keys = keys
-        self._chooser = ServeChooser()
-        self._dispatcher = TableDispatcher(self._chooser)
-        self._follower = asyncio.get_running_loop().create_task(self._follow())
+        self._dispatcher = TableDispatcher()
+        self._control: DeploymentHandle[object] = serve.get_deployment_handle(CONTROL_DEPLOYMENT, CONTROL_APP)
+        loop = asyncio.get_running_loop()
+        self._follower = loop.create_task(self._follow())
+        self._doubter = loop.create_task(self._tell_doubts())
 
     async def __serve_build_asgi_app__(self) -> App:
         limits = GatewayLimits(retry=RetryLimits(ready_wait_s=self._settings.wait_s))
@@ -44,26 +49,36 @@ class Router:
 
     def check_health(self) -> None:
         """A router that follows no table any more must be started anew."""
-        if self._follower.done():
-            raise RuntimeError("the router no longer follows the routing table")
+        if self._follower.done() or self._doubter.done():
+            raise RuntimeError("the router no longer talks to control")
 
     async def __del__(self) -> None:
         """Serve calls this once running requests are done. It runs no ASGI lifespan."""
         self._follower.cancel()
+        self._doubter.cancel()
         await self._gateway.aclose()
 
     async def _follow(self) -> None:
-        handle: DeploymentHandle[object] = serve.get_deployment_handle(CONTROL_DEPLOYMENT, CONTROL_APP)
         while True:
             try:
                 async with asyncio.timeout(TABLE_POLL_S + FOLLOW_MARGIN_S):
-                    table = await handle.next_table.remote(self._dispatcher.stamp)
+                    table = await self._control.next_table.remote(
+                        self._dispatcher.stamp, self._dispatcher.last_used()
+                    )
             except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
                 logger.warning("control does not answer: %s", type(error).__name__)
                 await asyncio.sleep(FOLLOW_RETRY_S)
                 continue
             if table.stamp not in (self._dispatcher.stamp, RoutingTable().stamp):
                 self._dispatcher.apply(table)
-                self._chooser.keep_only(
-                    frozenset(route.pool for route in table.routes.values() if route.pool is not None)
-                )
+
+    async def _tell_doubts(self) -> None:
+        """Has engines looked at that fail requests. What gets lost here, the next failure tells again."""
+        while True:
+            doubted = await self._dispatcher.doubted()
+            try:
+                async with asyncio.timeout(DOUBT_DEADLINE_S):
+                    await self._control.hear_doubts.remote(doubted)
+            except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
+                logger.warning("control did not hear of failed requests: %s", type(error).__name__)
+            await asyncio.sleep(DOUBTS_EVERY_S)

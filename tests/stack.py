@@ -24,7 +24,36 @@ START_DEADLINE_S = 240.0
 STOP_DEADLINE_S = 60.0
 
 
-class Stack:
+class Client:
+    """What is asked of a running stack over HTTP; ``url`` is where it serves."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def management(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(
+            method, f"{self.url}/api/management/{path}", timeout=START_DEADLINE_S, trust_env=False, **options
+        )
+
+    def load(self, model: Path | str, **request: Any) -> httpx.Response:
+        return self.management("POST", "load", json={"model": str(model), **request})
+
+    def chat(self, model: str, **more: Any) -> httpx.Response:
+        """A short question to ``model``, without the official client."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **more}
+        return httpx.post(
+            f"{self.url}/v1/chat/completions", json=body, timeout=START_DEADLINE_S, trust_env=False
+        )
+
+    def unload(self, name: str) -> httpx.Response:
+        return self.management("POST", "unload", json={"name": name})
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        models: list[dict[str, Any]] = self.management("GET", "status").json()["models"]
+        return next((model for model in models if model["name"] == name), None)
+
+
+class Stack(Client):
     """``xgen-ray up`` with folders of its own below ``home``; leaving the context stops it. ``environment``
     is laid over this process's own.
 
@@ -43,7 +72,7 @@ class Stack:
     ) -> None:
         self.home = home
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(f"http://127.0.0.1:{self.port}")
         self.output: list[str] = []
         self._arguments = arguments
         self._environment = environment or {}
@@ -124,28 +153,6 @@ class Stack:
                 told = "; ".join(f"{process.pid} {' '.join(_command(process))[:120]}" for process in left)
                 raise AssertionError(f"after {seconds:.0f} s there are still: {told}")
             time.sleep(0.1)
-
-    def management(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(
-            method, f"{self.url}/api/management/{path}", timeout=START_DEADLINE_S, trust_env=False, **options
-        )
-
-    def load(self, model: Path | str, **request: Any) -> httpx.Response:
-        return self.management("POST", "load", json={"model": str(model), **request})
-
-    def chat(self, model: str, **more: Any) -> httpx.Response:
-        """A short question to ``model``, without the official client."""
-        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **more}
-        return httpx.post(
-            f"{self.url}/v1/chat/completions", json=body, timeout=START_DEADLINE_S, trust_env=False
-        )
-
-    def unload(self, name: str) -> httpx.Response:
-        return self.management("POST", "unload", json={"name": name})
-
-    def status(self, name: str) -> dict[str, Any] | None:
-        models: list[dict[str, Any]] = self.management("GET", "status").json()["models"]
-        return next((model for model in models if model["name"] == name), None)
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None

@@ -18,6 +18,8 @@
     ├── EngineFailed              the engine died or never became ready; carries the diagnosis
     ├── EngineUnreachable         no answer from a replica that should be there
     ├── NotReady                  loading, waking or draining: try again later
+    ├── HeadUnreachable           the head of the cluster that a node would join gives no answer
+    ├── NodeNotStarted            Ray did not start on this machine
     └── ConfigError               settings or configuration files
 
 Errors cross process boundaries inside Ray, which pickles them: every argument reaches
@@ -139,6 +141,20 @@ class NotReady(XgenRayError):
     def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
         super().__init__(message, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class HeadUnreachable(XgenRayError):
+    code = "head_unreachable"
+
+
+class NodeNotStarted(XgenRayError):
+    """``log_tail`` has the last lines that Ray printed."""
+
+    code = "node_not_started"
+
+    def __init__(self, message: str, log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(message, log_tail)
+        self.log_tail = log_tail
 
 
 class ConfigError(XgenRayError):

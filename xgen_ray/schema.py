@@ -6,6 +6,7 @@ here: they pass through untouched.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +30,12 @@ class LoadRequest(Wire):
     )
     name: str | None = Field(None, pattern=NAME_PATTERN)
     replicas: int = Field(1, ge=1, le=64)
+    nodes: tuple[str, ...] | None = Field(
+        None, min_length=1, max_length=1024, description="Only on these nodes, by name or id."
+    )
+    evict: Literal["never", "idle"] = Field(
+        "never", description="What may be unloaded when there is no room: models that nobody uses."
+    )
     options: EngineOptions = EngineOptions()
 
 
@@ -64,10 +71,12 @@ class Progress(Wire):
 
 
 class FailureReport(Wire):
-    """A death in plain words. ``at`` is Unix seconds."""
+    """A death in plain words. ``backend`` and ``node`` say which engine's; ``at`` is Unix seconds."""
 
     failure: str
     message: str
+    backend: Backend | None = None
+    node: str | None = None
     advice: str | None = None
     exit_code: int | None = None
     evidence: str | None = None
@@ -99,16 +108,67 @@ class FootprintLine(Wire):
 
 
 class CandidateReport(Wire):
-    """One backend as it was weighed for this model."""
+    """One backend as it was weighed for this model, on one node."""
 
     backend: Backend
     fits: bool
     reasons: tuple[str, ...]
     needs_bytes: int | None = None
+    node: str | None = None
+
+
+class AssignmentReport(Wire):
+    """Where one replica goes, or would go."""
+
+    node: str
+    backend: Backend
+    gpus: tuple[str, ...]
+    footprint_bytes: int
+    why: str
+
+
+class VerdictReport(Wire):
+    """What was said of one node: ``reasons`` are why not, or how it ranks. ``fits`` is None where nobody
+    weighed the model, since enough other nodes looked better.
+    """
+
+    node: str
+    fits: bool | None
+    reasons: tuple[str, ...]
+    candidates: tuple[CandidateReport, ...] = ()
+
+
+class ExclusionReport(Wire):
+    """A backend that failed on a model and is left out on nodes of this kind until an operator lifts it."""
+
+    model: str
+    backend: Backend
+    node_kind: str
+    reason: str
+
+
+class PoolStatus(Wire):
+    """A model's engines on one node."""
+
+    pool: str
+    node: str
+    backend: Backend
+    phase: str
+    why: str
+    gpus: tuple[str, ...]
+    context: int
+    slots: int
+    replicas: int
+    ready: int
+    footprint_bytes: int
 
 
 class PlanReport(Wire):
-    """What would be done (``accepted``), or why nothing can be, without doing it."""
+    """What would be done (``accepted``), or why nothing can be, without doing it.
+
+    ``backend`` to ``argv`` are those of the first replica; ``assignments`` has all. ``evict`` are the idle
+    models that would leave, or whose leaving would help a load with ``evict: idle``.
+    """
 
     accepted: bool
     model: str
@@ -123,10 +183,13 @@ class PlanReport(Wire):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
+    assignments: tuple[AssignmentReport, ...] = ()
+    nodes: tuple[VerdictReport, ...] = ()
+    evict: tuple[str, ...] = ()
 
 
 class ModelStatus(Wire):
-    """Everything an operator asks about one model."""
+    """Everything an operator asks about one model. ``shortfall`` says why replicas have no place."""
 
     name: str
     model: str
@@ -138,10 +201,13 @@ class ModelStatus(Wire):
     format: str | None = None
     backend: Backend | None = None
     plan: PlanReport | None = None
+    pools: tuple[PoolStatus, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
     wanted_replicas: int = 1
+    shortfall: str | None = None
     progress: Progress | None = None
     failures: tuple[FailureReport, ...] = ()
+    exclusions: tuple[ExclusionReport, ...] = ()
     since: float
 
 
@@ -176,6 +242,12 @@ class GPUReport(Wire):
     compute_capability: str | None = None
     integrated: bool | None = None
     unified_memory: bool = False
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    leased_bytes: int = 0
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
 
 
 class DetectorLine(Wire):
@@ -194,8 +266,28 @@ class BackendReport(Wire):
     devices: tuple[str, ...] = ()
 
 
+class LeaseReport(Wire):
+    """Memory of a node that a replica has or is promised."""
+
+    lease: str
+    model: str
+    backend: Backend | None = None
+    state: str
+    devices: dict[str, int]
+    threads: int
+
+
 class NodeReport(Wire):
+    """A node: hardware, engines, what is promised to whom. ``schedulable`` is False with a ``reason``."""
+
     node: str
+    node_id: str = ""
+    tagged: bool = True
+    schedulable: bool = True
+    reason: str = ""
+    labels: dict[str, str] = {}
+    leases: tuple[LeaseReport, ...] = ()
+    models: tuple[str, ...] = ()
     gpus: tuple[GPUReport, ...]
     gpu_type: str
     recommended_backend: str
@@ -207,6 +299,21 @@ class NodeReport(Wire):
     cpu_count: int
     memory_total_bytes: int
     memory_available_bytes: int
+    cpu_percent: float | None = None
+    versions: dict[str, str] = {}
+
+
+class NodesReport(Wire):
+    """Answer of ``GET /api/management/nodes``."""
+
+    nodes: tuple[NodeReport, ...]
+
+
+class LiftRequest(Wire):
+    """Forget what was learned against backends of ``model``, or against one of them."""
+
+    model: str = Field(min_length=1, max_length=1024)
+    backend: Backend | None = None
 
 
 class GPUsReport(Wire):

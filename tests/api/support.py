@@ -20,10 +20,13 @@ from xgen_ray.schema import (
     Endpoint,
     GPUReport,
     GPUsReport,
+    LeaseReport,
+    LiftRequest,
     LoadRequest,
     LogPage,
     ModelStatus,
     NodeReport,
+    NodesReport,
     Origin,
     Phase,
     PlanReport,
@@ -66,7 +69,9 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """``app`` behind a real uvicorn on a free loopback port; yields its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    # Of a socket that does not say TCP, asyncio leaves Nagle's algorithm on: 40 ms for every answer.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, lifespan="on")
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -340,6 +345,29 @@ NODE = NodeReport(
     cpu_count=8,
     memory_total_bytes=2**35,
     memory_available_bytes=2**34,
+    leases=(
+        LeaseReport(
+            lease="l1",
+            model="tiny",
+            backend=Backend.LLAMA_SERVER_VULKAN,
+            state="claimed",
+            devices={"ram": 2**20},
+            threads=2,
+        ),
+    ),
+    models=("tiny",),
+)
+SILENT = NODE.model_copy(
+    update={
+        "node": "node-2",
+        "schedulable": False,
+        "reason": "its owner has not answered in 8 s",
+        "gpus": (),
+        "leases": (),
+        "models": (),
+        "available_backends": (),
+        "backends": (),
+    }
 )
 
 
@@ -348,7 +376,9 @@ class InMemoryControl:
     """A control plane whose models become ready when ``finish_loading`` is set."""
 
     models: dict[str, ModelStatus] = field(default_factory=dict)
+    requests: list[LoadRequest] = field(default_factory=list)
     lines: dict[str, list[str]] = field(default_factory=dict)
+    excluded: dict[str, set[Backend]] = field(default_factory=dict)
     finish_loading: asyncio.Event = field(default_factory=asyncio.Event)
     load_waits: asyncio.Event = field(default_factory=asyncio.Event)
     wait_abandoned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -358,12 +388,15 @@ class InMemoryControl:
     def renew(self) -> None:
         """Forget everything."""
         self.models.clear()
+        self.requests.clear()
         self.lines.clear()
+        self.excluded.clear()
         self.fail_with = None
         for event in (self.finish_loading, self.load_waits, self.wait_abandoned, self.asked_for_logs):
             event.clear()
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
+        self.requests.append(request)
         if "too-big" in request.model:
             raise PlacementRefused(
                 "too-big needs 41.2 GiB; the largest free GPU has 23.6 GiB. Lower the context.",
@@ -413,6 +446,16 @@ class InMemoryControl:
 
     async def backends(self) -> BackendsReport:
         return BackendsReport(nodes={"node-1": NODE.backends})
+
+    async def nodes(self) -> NodesReport:
+        return NodesReport(nodes=(NODE, SILENT))
+
+    async def lift(self, request: LiftRequest) -> None:
+        excluded = self.excluded.get(request.model, set())
+        lifted = excluded if request.backend is None else excluded & {request.backend}
+        if not lifted:
+            raise ModelNotFound(f"nothing is excluded for {request.model!r}")
+        self.excluded[request.model] = excluded - lifted
 
     def _known(self, name: str) -> ModelStatus:
         if name == "broken":

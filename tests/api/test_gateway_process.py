@@ -62,7 +62,7 @@ async def before(*arguments: str) -> AsyncIterator[Running]:
 
 
 async def test_a_client_that_leaves_frees_the_only_slot() -> None:
-    async with before("--slots", "1", "--chunks", "100000", "--chunk-delay", "0.01") as running:
+    async with before("--slots", "1", "--chunks", "2000", "--chunk-delay", "0.01") as running:
         for _ in range(3):
             async with (
                 asyncio.timeout(3),
@@ -79,7 +79,7 @@ async def test_a_client_that_leaves_frees_the_only_slot() -> None:
 
 
 async def test_an_engine_killed_in_mid_stream_ends_it_with_an_error() -> None:
-    async with before("--chunks", "100000", "--chunk-delay", "0.01") as running:
+    async with before("--chunks", "2000", "--chunk-delay", "0.01") as running:
         async with (
             asyncio.timeout(5),
             running.client.stream("POST", "/v1/chat/completions", json=CHAT) as reply,

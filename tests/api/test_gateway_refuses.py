@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -173,15 +174,16 @@ async def test_a_chunked_body_within_the_limit_is_put_together(plain: Stack) -> 
     assert plain.engine.requests[0].body == text
 
 
-async def test_a_body_that_never_ends_is_given_up(plain: Stack) -> None:
-    where = urlsplit(plain.url)
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    writer.write(f"{head}content-length: 100\r\n\r\n{{".encode())
-    async with asyncio.timeout(LIMITS.body_timeout_s + 2):
-        status = await reader.readline()
-    assert b" 408 " in status
-    writer.close()
+async def test_a_body_that_never_ends_is_given_up() -> None:
+    async with stack(limits=replace(LIMITS, body_timeout_s=0.2)) as running:
+        where = urlsplit(running.url)
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: 100\r\n\r\n{{".encode())
+        async with asyncio.timeout(5):
+            status = await reader.readline()
+        assert b" 408 " in status
+        writer.close()
 
 
 async def test_one_connection_survives_every_kind_of_refusal(plain: Stack) -> None:

@@ -18,6 +18,7 @@ from xgen_ray.api.guard import LocalGuard
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.management import BODY_LIMIT_BYTES, create_management_app
 from xgen_ray.errors import EngineFailed
+from xgen_ray.placement.types import Backend
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -143,6 +144,44 @@ async def test_backends(managed: Managed) -> None:
     assert report["nodes"]["node-1"][0]["backend"] == "llama-server-vulkan"
 
 
+async def test_nodes_are_all_there_also_one_that_is_silent(managed: Managed) -> None:
+    first, second = (await managed.client.get("/nodes")).json()["nodes"]
+    assert (first["node"], first["schedulable"], first["models"]) == ("node-1", True, ["tiny"])
+    assert first["leases"] == [
+        {
+            "lease": "l1",
+            "model": "tiny",
+            "backend": "llama-server-vulkan",
+            "state": "claimed",
+            "devices": {"ram": 2**20},
+            "threads": 2,
+        }
+    ]
+    assert (second["node"], second["schedulable"], second["gpus"]) == ("node-2", False, [])
+    assert second["reason"] == "its owner has not answered in 8 s"
+
+
+async def test_a_lift_forgives_one_backend_or_all(managed: Managed) -> None:
+    managed.control.excluded["tiny"] = {Backend.LLAMA_SERVER_ROCM, Backend.VLLM_ROCM, Backend.VLLM_CPU}
+    lifted = await managed.post("/lift", model="tiny", backend="vllm-rocm")
+    assert (lifted.status_code, lifted.content) == (204, b"")
+    assert managed.control.excluded["tiny"] == {Backend.LLAMA_SERVER_ROCM, Backend.VLLM_CPU}
+    again = await managed.post("/lift", model="tiny", backend="vllm-rocm")
+    assert (again.status_code, error_of(again)["code"]) == (404, "model_not_found")
+    assert (await managed.post("/lift", model="tiny")).status_code == 204
+    assert managed.control.excluded["tiny"] == set()
+    nothing = await managed.post("/lift", model="tiny")
+    assert nothing.status_code == 404
+    assert "nothing is excluded for 'tiny'" in error_of(nothing)["message"]
+
+
+async def test_a_load_carries_where_it_may_go(managed: Managed) -> None:
+    asked = {"model": "tiny", "nodes": ["node-1", "n2"], "evict": "idle", "options": {"spread": True}}
+    assert (await managed.client.post("/load?wait=false", json=asked)).status_code == 202
+    (request,) = managed.control.requests
+    assert (request.nodes, request.evict, request.options.spread) == (("node-1", "n2"), "idle", True)
+
+
 async def test_logs_are_read_in_pages(managed: Managed) -> None:
     await managed.client.post("/load?wait=false", json={"model": "tiny"})
     managed.control.lines["tiny"] = [f"line {number}" for number in range(5)]
@@ -211,6 +250,16 @@ async def test_following_stops_when_the_client_leaves(managed: Managed) -> None:
         ("/load?wait=perhaps", {"model": "a"}, "wait", "boolean"),
         ("/plan", {"model": "a", "replicas": 0, "name": "-"}, "name", "replicas"),
         ("/unload", {"name": 5}, "name", "string"),
+        ("/load", {"model": "a", "nodes": []}, "nodes", "at least 1 item"),
+        ("/load", {"model": "a", "nodes": "node-1"}, "nodes", "tuple"),
+        ("/load", {"model": "a", "evict": "all"}, "evict", "'never' or 'idle'"),
+        ("/plan", {"model": "a", "options": {"spread": "wide"}}, "options.spread", "boolean"),
+        ("/lift", {}, "model", "Field required"),
+        ("/lift", {"model": ""}, "model", "at least 1 character"),
+        ("/lift", {"model": "a" * 1025}, "model", "at most 1024 characters"),
+        ("/lift", {"model": "a", "backend": "cuda"}, "backend", "vllm-cuda"),
+        ("/lift", {"model": "a", "node": "b"}, "node", "Extra inputs"),
+        ("/lift", ["a"], None, "The body"),
         ("/unload", [], None, "The body"),
     ],
 )
@@ -236,7 +285,13 @@ async def test_bodies_that_are_no_json_or_too_large(managed: Managed) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("GET", "/load", 405), ("GET", "/docs", 404), ("GET", "/logs?limit=0", 400)],
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/load", 405),
+        ("GET", "/lift", 405),
+        ("GET", "/docs", 404),
+        ("GET", "/logs?limit=0", 400),
+    ],
 )
 async def test_other_mistakes_have_the_same_shape(
     managed: Managed, method: str, path: str, status: int
@@ -255,13 +310,19 @@ async def test_an_unforeseen_error_tells_nothing_of_the_inside(managed: Managed)
 
 async def test_keys_are_needed_when_there_are_any() -> None:
     async with managing(ApiKeys([("ops", "sk-ops")])) as running:
-        for path in ("/gpus", "/status", "/openapi.json", "/nowhere"):
+        running.control.excluded["tiny"] = {Backend.VLLM_CPU}
+        for path in ("/gpus", "/nodes", "/status", "/openapi.json", "/nowhere"):
             reply = await running.client.get(path)
             assert reply.status_code == 401
             assert reply.headers["www-authenticate"] == "Bearer"
         assert (await running.post("/load", model="a")).status_code == 401
-        reply = await running.client.get("/status", headers={"authorization": "Bearer sk-ops"})
-        assert reply.status_code == 200
+        assert (await running.post("/lift", model="tiny")).status_code == 401
+        assert running.control.excluded["tiny"] == {Backend.VLLM_CPU}
+        headers = {"authorization": "Bearer sk-ops"}
+        for path in ("/status", "/nodes"):
+            assert (await running.client.get(path, headers=headers)).status_code == 200
+        lifted = await running.client.post("/lift", json={"model": "tiny"}, headers=headers)
+        assert lifted.status_code == 204
 
 
 async def test_a_foreign_page_cannot_load_a_model(managed: Managed) -> None:
@@ -277,6 +338,8 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
     assert routes == {
         ("get", "/management/gpus"),
         ("get", "/management/backends"),
+        ("get", "/management/nodes"),
+        ("post", "/management/lift"),
         ("get", "/management/status"),
         ("get", "/management/logs"),
         ("post", "/management/load"),

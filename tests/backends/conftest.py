@@ -10,7 +10,7 @@ FAKE = Path(__file__).parent / "fake_llama_server.sh"
 @pytest.fixture
 def fake() -> Callable[[str], tuple[str, ...]]:
     """The command of a llama-server that behaves as it is told."""
-    return lambda behaviour: ("sh", str(FAKE), behaviour)
+    return lambda behaviour: ("sh", str(FAKE), sys.executable, behaviour)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def install(tmp_path: Path) -> Callable[[str, str], str]:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
         program = folder / name
-        program.write_text(f'#!/bin/sh\nexec sh {FAKE} {behaviour} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec sh {FAKE} {sys.executable} {behaviour} "$@"\n')
         program.chmod(0o755)
         return str(folder)
 

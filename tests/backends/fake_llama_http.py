@@ -1,11 +1,14 @@
-"""The part of the fake llama-server that serves: ``fake_llama_http.py BEHAVIOUR ARGUMENTS...``."""
+"""The part of the fake llama-server that serves: ``fake_llama_http.py BEHAVIOUR ARGUMENTS...``.
+
+Reads requests itself: ``http.server`` takes longer to import than all the rest to run.
+"""
 
 import json
 import os
 import signal
+import socketserver
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 LOAD = """# TYPE llamacpp:requests_processing gauge
@@ -15,11 +18,23 @@ llamacpp:requests_deferred 5
 """
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(socketserver.StreamRequestHandler):
     behaviour = "good"
     key = ""
 
-    def do_GET(self) -> None:
+    def handle(self) -> None:
+        """One request a connection."""
+        method, self.path, _ = self.rfile.readline().decode().split()
+        self.headers = {}
+        while line := self.rfile.readline().decode().strip():
+            name, _, value = line.partition(": ")
+            self.headers[name.lower()] = value
+        if method == "GET":
+            self.get()
+        else:
+            self.post()
+
+    def get(self) -> None:
         if self.path == "/health":
             self.reply(503 if self.behaviour == "never-ready" else 200, "{}")
         elif self.path == "/metrics" and self.behaviour != "no-metrics":
@@ -27,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.reply(501, "{}")
 
-    def do_POST(self) -> None:
+    def post(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         if self.headers["authorization"] != f"Bearer {self.key}":
             self.reply(401, "{}")
@@ -46,13 +61,14 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, json.dumps({"choices": [{}], "usage": {"completion_tokens": 1}}))
 
     def reply(self, status: int, body: str) -> None:
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(
+            f"HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+        )
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # named by the base class
-        pass
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
 
 
 def main(behaviour: str, argv: list[str]) -> None:
@@ -60,7 +76,7 @@ def main(behaviour: str, argv: list[str]) -> None:
     Handler.behaviour = behaviour
     Handler.key = os.environ["LLAMA_API_KEY"]
     print(f"the key is {Handler.key}", flush=True)
-    server = ThreadingHTTPServer((given["--host"], int(given["--port"])), Handler)
+    server = Server((given["--host"], int(given["--port"])), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     server.serve_forever(poll_interval=0.02)
 

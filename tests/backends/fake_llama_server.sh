@@ -1,12 +1,13 @@
 #!/bin/sh
 # A llama-server that does what its first argument says; the rest is what the platform passes.
 #
-#     sh fake_llama_server.sh BEHAVIOUR ARGUMENTS...
+#     sh fake_llama_server.sh PYTHON BEHAVIOUR ARGUMENTS...
 #
-# A shell, because tests start it often. What serves is fake_llama_http.py beside it.
+# A shell, because tests start it often. What serves is fake_llama_http.py beside it, run by PYTHON.
 here=$(dirname "$0")
-behaviour=$1
-shift
+python=$1
+behaviour=$2
+shift 2
 
 case $behaviour in
 illegal-instruction) kill -ILL $$ ;;
@@ -59,4 +60,4 @@ port-taken:*)
     fi
     ;;
 esac
-exec "${FAKE_PYTHON:-python3}" -S "$here/fake_llama_http.py" "$behaviour" "$@"
+exec "$python" -I -S "$here/fake_llama_http.py" "$behaviour" "$@"

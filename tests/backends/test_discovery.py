@@ -59,6 +59,8 @@ async def test_a_plain_llama_server_counts_for_what_it_lists_and_for_the_cpu(
     assert found[CPU].available
     assert found[CPU].command == (str(tmp_path / "bin" / "llama-server"),)
     assert "has computed a token" in found[CPU].reason
+    assert trials(tmp_path) == 1
+    assert (await look(tmp_path, str(tmp_path / "bin"), {}))[CPU] == found[CPU]
 
 
 async def test_a_device_by_its_former_name_counts(install: Install, tmp_path: Path) -> None:
@@ -83,21 +85,30 @@ async def test_a_build_that_cannot_run_is_not_there(
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "words"),
+    ("behaviour", "words", "remembered"),
     [
-        ("dies-computing", "built for another processor"),
-        ("cannot-compute", "the template is broken"),
-        ("bad-model", "cannot compute on this CPU"),
+        ("dies-computing", "built for another processor", 1),
+        ("cannot-compute", "the template is broken", 0),
+        ("bad-model", "cannot compute on this CPU", 0),
     ],
 )
 async def test_a_cpu_engine_must_compute(
-    install: Install, tmp_path: Path, behaviour: str, words: str
+    install: Install, tmp_path: Path, behaviour: str, words: str, remembered: int
 ) -> None:
+    """What this processor lacks is remembered; other failures are tried again."""
     path = install("llama-server-cpu", behaviour)
-    status = (await look(tmp_path, commands={CPU: [f"{path}/llama-server-cpu"]}))[CPU]
+    commands = {CPU: [f"{path}/llama-server-cpu"]}
+    status = (await look(tmp_path, commands=commands))[CPU]
     assert not status.available
     assert words in status.reason
     assert status.command == ()
+    assert trials(tmp_path) == remembered
+    if remembered:
+        assert (await look(tmp_path, commands=commands))[CPU] == status
+
+
+def trials(folder: Path) -> int:
+    return len(list((folder / "cache" / "engines").glob("trial-*.json")))
 
 
 async def test_the_next_candidate_serves_and_the_reason_tells_of_the_first(
@@ -108,18 +119,6 @@ async def test_the_next_candidate_serves_and_the_reason_tells_of_the_first(
     assert status.available
     assert status.command == (str(tmp_path / "bin" / "llama-server"),)
     assert "llama-server-cpu does not run" in status.reason
-
-
-async def test_what_this_processor_lacks_is_remembered_and_other_failures_are_tried_again(
-    install: Install, tmp_path: Path
-) -> None:
-    for behaviour, remembered in (("dies-computing", 1), ("cannot-compute", 0), ("good", 1)):
-        path = install("llama-server-cpu", behaviour)
-        folder = tmp_path / behaviour
-        commands = {CPU: [f"{path}/llama-server-cpu"]}
-        first = (await look(folder, commands=commands))[CPU]
-        assert len(list((folder / "cache" / "engines").glob("trial-*.json"))) == remembered
-        assert (await look(folder, commands=commands))[CPU] == first
 
 
 async def test_a_command_from_the_settings_comes_before_path_and_may_have_arguments(

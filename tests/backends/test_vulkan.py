@@ -1,22 +1,27 @@
 """A real Vulkan build of llama-server on Mesa's software renderer; ``tests/setup/vulkan.sh`` brings both."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.backends.plans import XTX, facts, plan
+from tests.backends.plans import H100, XTX, facts, plan
 from xgen_ray.backends.discovery import discover
 from xgen_ray.backends.engine import create_adapter
 from xgen_ray.backends.probe import ask, parse_devices
 from xgen_ray.backends.trial_model import trial_model
+from xgen_ray.backends.visibility import visibility
 from xgen_ray.errors import EngineFailed
-from xgen_ray.placement.types import Backend, EngineDevice, Plan
+from xgen_ray.hardware.types import GPUInfo
+from xgen_ray.placement.types import Backend, DeviceAPI, EngineDevice, Plan
 from xgen_ray.process import FailureClass
 
-pytestmark = pytest.mark.engine
+# The renderer compiles every shader with LLVM: half a minute of computing, once, and of another machine's
+# load on top of it.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 SETUP = Path(__file__).parents[2] / ".cache" / "vulkan"
 
@@ -25,7 +30,8 @@ SETUP = Path(__file__).parents[2] / ".cache" / "vulkan"
 class VulkanBuild:
     """The program, and an environment in which its one Vulkan device is the software renderer.
 
-    llama.cpp leaves out software renderers by itself; in ``shown`` it does not.
+    llama.cpp leaves out software renderers by itself; in ``shown`` it does not. ``twice`` shows the one
+    renderer as two devices, Vulkan0 and Vulkan1, each with memory of its own.
     """
 
     program: str
@@ -34,6 +40,10 @@ class VulkanBuild:
     @property
     def shown(self) -> Mapping[str, str]:
         return {**self.env, "GGML_VK_VISIBLE_DEVICES": "0"}
+
+    @property
+    def twice(self) -> Mapping[str, str]:
+        return {**self.env, "GGML_VK_VISIBLE_DEVICES": "0,0"}
 
     async def devices(self, env: Mapping[str, str]) -> tuple[EngineDevice, ...]:
         listed = await ask([self.program], ["--list-devices"], env)
@@ -46,7 +56,13 @@ def vulkan() -> VulkanBuild:
     missing = SETUP / "missing"
     if missing.exists() or not (SETUP / ".done").exists():
         pytest.skip(missing.read_text().strip() if missing.exists() else "make test sets up what this needs")
-    variables = {"VK_DRIVER_FILES": str(SETUP / "driver.json")}
+    variables = {
+        "VK_DRIVER_FILES": str(SETUP / "driver.json"),
+        # What a shader costs is its compilation: as little of it as there can be, and only once.
+        "GALLIVM_PERF": "nopt",
+        "GGML_VK_DISABLE_FUSION": "1",
+        "MESA_SHADER_CACHE_DIR": str(SETUP / "shaders"),
+    }
     unpacked = [*SETUP.glob("root/usr/lib/*-linux-gnu"), *SETUP.glob("root/lib/*-linux-gnu")]
     if unpacked:
         others = os.environ.get("LD_LIBRARY_PATH")
@@ -55,6 +71,7 @@ def vulkan() -> VulkanBuild:
     return VulkanBuild(str(program), {**os.environ, **variables})
 
 
+@pytest.mark.usefixtures("no_llama_cpp_python")
 async def test_a_software_renderer_is_no_gpu(vulkan: VulkanBuild, tmp_path: Path) -> None:
     (device,) = await vulkan.devices(vulkan.shown)
     assert "llvmpipe" in device.description
@@ -74,8 +91,34 @@ async def test_a_hidden_device_is_not_listed(vulkan: VulkanBuild) -> None:
     assert await vulkan.devices({**vulkan.env, "GGML_VK_VISIBLE_DEVICES": ""}) == ()
 
 
-def on_vulkan0(vulkan: VulkanBuild, folder: Path) -> Plan:
-    """All layers of a tiny model on the engine's first Vulkan device, and a log that says where they went."""
+def limited(env: Mapping[str, str], api: DeviceAPI, *gpus: GPUInfo) -> Mapping[str, str]:
+    """``env`` as a process has it that was given ``gpus`` and no other."""
+    changed = {**env, **visibility(api, gpus)}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("api", "gpus"),
+    [(DeviceAPI.CPU, ()), (DeviceAPI.VULKAN, ()), (DeviceAPI.CUDA, (H100,)), (DeviceAPI.ROCM, (XTX,))],
+)
+async def test_who_was_given_no_vulkan_device_sees_none(
+    vulkan: VulkanBuild, api: DeviceAPI, gpus: tuple[GPUInfo, ...]
+) -> None:
+    assert await vulkan.devices(limited(vulkan.twice, api, *gpus)) == ()
+
+
+async def test_who_was_given_a_vulkan_device_finds_it_by_the_name_that_discovery_saw(
+    vulkan: VulkanBuild,
+) -> None:
+    for env, names in ((vulkan.shown, ["Vulkan0"]), (vulkan.twice, ["Vulkan0", "Vulkan1"])):
+        discovered = await vulkan.devices(env)
+        assert [device.name for device in discovered] == names
+        limits = limited(env, DeviceAPI.VULKAN, XTX)
+        assert [device.name for device in await vulkan.devices(limits)] == names
+
+
+def on_device(vulkan: VulkanBuild, folder: Path, device: str) -> Plan:
+    """All layers of a tiny model on a Vulkan device, and a log that says where they went."""
     model = trial_model(folder)
     return plan(
         Backend.LLAMA_SERVER_VULKAN,
@@ -84,28 +127,33 @@ def on_vulkan0(vulkan: VulkanBuild, folder: Path) -> Plan:
         context=256,
         slots=1,
         batch=64,
-        ubatch=64,
+        # One token at a time and nothing but the canary's: of all kernels these are the fewest.
+        ubatch=1,
+        flash_attention=True,
+        extra_args=("--no-warmup",),
         threads=1,
         gpu_layers=99,
-        devices=("Vulkan0",),
+        devices=(device,),
         gpus=(XTX,),
     )
 
 
-async def test_a_model_computes_on_a_vulkan_device(vulkan: VulkanBuild, tmp_path: Path) -> None:
-    made = on_vulkan0(vulkan, tmp_path)
-    async with create_adapter(made, host="127.0.0.1", base_env=vulkan.shown, cache_dir=tmp_path) as engine:
+async def test_a_model_computes_on_the_vulkan_device_it_was_given_and_on_no_other(
+    vulkan: VulkanBuild, tmp_path: Path
+) -> None:
+    made = on_device(vulkan, tmp_path, "Vulkan1")
+    async with create_adapter(made, host="127.0.0.1", base_env=vulkan.twice, cache_dir=tmp_path) as engine:
         # Returns when it has computed a token.
         await engine.load(lambda _: None)
         log = "\n".join(engine.logs().tail(4000))
     assert "offloaded 2/2 layers to GPU" in log
-    assert "Vulkan0 KV buffer" in log
+    assert set(re.findall(r"(Vulkan\d)\S* .*buffer", log)) == {"Vulkan1"}
 
 
 async def test_a_device_that_is_gone_is_a_failure_and_no_load_on_the_cpu(
     vulkan: VulkanBuild, tmp_path: Path
 ) -> None:
-    made = on_vulkan0(vulkan, tmp_path)
+    made = on_device(vulkan, tmp_path, "Vulkan0")
     with pytest.raises(EngineFailed, match="Vulkan0") as caught:
         async with create_adapter(made, host="127.0.0.1", base_env=vulkan.env, cache_dir=tmp_path) as engine:
             await engine.load(lambda _: None)

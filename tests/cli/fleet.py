@@ -1,8 +1,9 @@
 """A server to point the command line at: the real management API over a fleet that only pretends.
 
-What a model does is in its file's name: ``refused`` fits nowhere, ``broken`` dies while loading,
-``stuck`` never gets ready, ``gone`` is unloaded by someone else; any other becomes ready. A load takes
-one step each time its state is read, so that nothing here waits for a clock.
+What a model does is in its file's name: ``refused`` fits nowhere, ``refused-everywhere`` on none of
+several nodes, ``unplaced`` is refused after a while, ``broken`` dies while loading, ``stuck`` never gets
+ready, ``gone`` is unloaded by someone else, ``pair`` is planned on two nodes; any other becomes ready. A
+load takes one step each time its state is read, so that nothing here waits for a clock.
 """
 
 import asyncio
@@ -25,20 +26,31 @@ from xgen_ray.api import ApiKeys, create_management_app
 from xgen_ray.errors import ModelNotFound, PlacementRefused
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
+    AssignmentReport,
+    BackendReport,
     BackendsReport,
     CandidateReport,
+    DetectorLine,
+    ExclusionReport,
     FailureReport,
     FootprintLine,
+    GPUReport,
     GPUsReport,
+    LeaseReport,
+    LiftRequest,
     LoadRequest,
     LogPage,
     ModelStatus,
+    NodeReport,
+    NodesReport,
     Origin,
     Phase,
     PlanReport,
+    PoolStatus,
     Progress,
     ReplicaStatus,
     StatusReport,
+    VerdictReport,
 )
 
 KEY = "sesame-open"
@@ -54,6 +66,162 @@ CANDIDATES = (
     ),
 )
 REFUSAL = "refused.gguf needs 41.2 GiB; this node has 20.0 GiB. Lower the context or add memory."
+EVERYWHERE = "refused-everywhere.gguf needs 41.2 GiB on node gpu-1, the nearest of 4."
+
+
+def on_nodes(*, fits: bool) -> tuple[VerdictReport, ...]:
+    """What four nodes say: a card, two CPU nodes alike, and one that nobody weighed."""
+    cuda = CandidateReport(
+        node="gpu-1",
+        backend=Backend.LLAMA_SERVER_CUDA,
+        fits=fits,
+        reasons=() if fits else ("needs 41.2 GiB, [0] NVIDIA L4 has 20.0 GiB free",),
+        needs_bytes=int(41.2 * GIB),
+    )
+    no_card = [cuda.model_copy(update={"node": name, "fits": False, "reasons": (NO_GPU,)}) for name in "ab"]
+    return (
+        VerdictReport(
+            node="gpu-1",
+            fits=fits,
+            reasons=("3.0 GiB left there" if fits else "21.2 GiB too few",),
+            candidates=(cuda,),
+        ),
+        VerdictReport(node="a", fits=False, reasons=("no GPU",), candidates=(no_card[0],)),
+        VerdictReport(node="b", fits=False, reasons=("no GPU",), candidates=(no_card[1],)),
+        VerdictReport(node="c", fits=None, reasons=("enough others looked better",)),
+    )
+
+
+EXCLUSIONS = (
+    ExclusionReport(
+        model="k1",
+        backend=Backend.LLAMA_SERVER_ROCM,
+        node_kind="gfx1151",
+        reason="on apu-1: it page-faulted twice",
+    ),
+    ExclusionReport(
+        model="k1", backend=Backend.LLAMA_SERVER_VULKAN, node_kind="gfx1151", reason="on apu-1: it hung"
+    ),
+)
+
+
+L4 = GPUReport(
+    id=0,
+    name="NVIDIA L4",
+    type="cuda",
+    available=True,
+    memory_gb=22.5,
+    memory="22GB",
+    node="gpu-1",
+    gpu_type="nvidia",
+    uuid="GPU-0a1b",
+    pci_bus_id="0000:01:00.0",
+    compute_capability="8.9",
+    integrated=False,
+    memory_used_bytes=6 * GIB,
+    memory_free_bytes=int(16.5 * GIB),
+    leased_bytes=7 * GIB,
+    utilization_percent=35.0,
+    temperature_celsius=61.0,
+    power_watts=70.0,
+)
+RADEON = L4.model_copy(
+    update={
+        "id": 1,
+        "name": "Radeon RX 7900 XTX",
+        "type": "rocm",
+        "gpu_type": "amd_rdna",
+        "uuid": None,
+        "pci_bus_id": "0000:02:00.0",
+        "gfx_version": "gfx1100",
+        "compute_capability": None,
+        "memory_used_bytes": None,
+        "memory_free_bytes": None,
+        "leased_bytes": 0,
+        "utilization_percent": None,
+        "temperature_celsius": None,
+        "power_watts": None,
+    }
+)
+GPU_1 = NodeReport(
+    node="gpu-1",
+    node_id="aa11" * 14,
+    labels={"xgen-ray/name": "gpu-1", "xgen-ray/gpu-type": "nvidia", "xgen-ray/sm_89": "true"},
+    leases=(
+        LeaseReport(
+            lease="l1",
+            model="small",
+            backend=Backend.LLAMA_SERVER_CUDA,
+            state="settled",
+            devices={"GPU-0a1b": 7 * GIB, "ram": GIB},
+            threads=0,
+        ),
+        LeaseReport(lease="l2", model="tiny", state="reserved", devices={"ram": 2 * GIB}, threads=3),
+    ),
+    models=("small", "tiny"),
+    gpus=(L4, RADEON),
+    gpu_type="cuda",
+    recommended_backend="vllm",
+    available_backends=(
+        Backend.LLAMA_SERVER_CUDA,
+        Backend.LLAMA_SERVER_VULKAN,
+        Backend.LLAMA_SERVER_CPU,
+        Backend.LLAMA_CPP_PYTHON,
+    ),
+    backends=(
+        BackendReport(
+            backend=Backend.LLAMA_SERVER_CUDA,
+            available=True,
+            reason="it lists 1 device",
+            version="9660",
+            devices=("CUDA0: NVIDIA L4",),
+        ),
+        BackendReport(backend=Backend.VLLM_CUDA, available=False, reason="no vllm on PATH"),
+    ),
+    detection_method="pynvml",
+    detectors=(
+        DetectorLine(detector="pynvml", found=1, reason=None),
+        DetectorLine(detector="amdsmi", found=0, reason="no libamd_smi.so"),
+    ),
+    cpu="AMD EPYC 7443P",
+    cpu_count=16,
+    memory_total_bytes=64 * GIB,
+    memory_available_bytes=50 * GIB,
+    cpu_percent=12.4,
+    versions={"xgen-ray": "0.1.0", "ray": "2.56.1", "python": "3.11.9"},
+)
+UNTAGGED = GPU_1.model_copy(
+    update={
+        "node": "plain",
+        "node_id": "bb22" * 14,
+        "tagged": False,
+        "reason": "Ray was started here without its tags; join it with `xgen-ray node`",
+        "labels": {},
+        "leases": (),
+        "models": (),
+        "gpus": (),
+        "gpu_type": "cpu",
+        "available_backends": (Backend.LLAMA_SERVER_CPU,),
+    }
+)
+SILENT = NodeReport(
+    node="mute",
+    node_id="cc33" * 14,
+    schedulable=False,
+    reason="its owner has not answered in 8 s",
+    gpus=(),
+    gpu_type="cpu",
+    recommended_backend="cpu",
+    available_backends=(),
+    backends=(),
+    detection_method="no answer",
+    detectors=(),
+    cpu=None,
+    cpu_count=0,
+    memory_total_bytes=0,
+    memory_available_bytes=0,
+)
+NODES = (GPU_1, SILENT, UNTAGGED)
 
 
 class Fleet:
@@ -64,6 +232,7 @@ class Fleet:
 
     def reset(self) -> None:
         self.models: dict[str, ModelStatus] = {}
+        self.node_reports: tuple[NodeReport, ...] = NODES
         self.requests: list[LoadRequest] = []
         self.log_lines: list[str] = [f"line {number}" for number in range(5)]
         self.chats: list[dict[str, Any]] = []
@@ -75,6 +244,13 @@ class Fleet:
         stem = PurePath(request.model).stem
         if stem == "refused":
             raise PlacementRefused(REFUSAL, tuple(one.model_dump(mode="json") for one in CANDIDATES))
+        if stem == "refused-everywhere":
+            told = tuple(
+                {"node": one.node, "backend": one.backend.value, "reasons": list(one.reasons)}
+                for one in _told(on_nodes(fits=False))
+            )
+            # As a server tells it that is newer than this program.
+            raise PlacementRefused(EVERYWHERE, (*told, {"node": "a", "backend": "abacus", "reasons": []}))
         name = request.name or stem
         progress = Progress(stage="download", message="downloading", done_bytes=GIB // 2, total_bytes=GIB)
         self.models[name] = ModelStatus(
@@ -113,6 +289,10 @@ class Fleet:
         self.requests.append(request)
         if PurePath(request.model).stem == "refused":
             return PlanReport(accepted=False, model=request.model, message=REFUSAL, candidates=CANDIDATES)
+        if PurePath(request.model).stem == "refused-everywhere":
+            return refused_everywhere(request.model)
+        if PurePath(request.model).stem == "pair":
+            return _pair(request.model)
         return _plan(request.model)
 
     async def gpus(self) -> GPUsReport:
@@ -120,6 +300,17 @@ class Fleet:
 
     async def backends(self) -> BackendsReport:
         raise NotImplementedError
+
+    async def nodes(self) -> NodesReport:
+        return NodesReport(nodes=self.node_reports)
+
+    async def lift(self, request: LiftRequest) -> None:
+        model = self.models.get(request.model)
+        known = model.exclusions if model is not None else ()
+        kept = tuple(one for one in known if request.backend not in (None, one.backend))
+        if model is None or kept == known:
+            raise ModelNotFound(f"nothing is excluded for {request.model!r}; excluded: k1")
+        self.models[model.name] = model.model_copy(update={"exclusions": kept})
 
     def _known(self, name: str) -> ModelStatus:
         if name not in self.models:
@@ -174,6 +365,33 @@ def ready(name: str, *, failures: tuple[FailureReport, ...] = ()) -> ModelStatus
     )
 
 
+def spread_out(name: str) -> ModelStatus:
+    """A model on two nodes that should be on three, with a backend left out."""
+    pool = PoolStatus(
+        pool="xgen-spread-1",
+        node="gpu-1",
+        backend=Backend.LLAMA_SERVER_CUDA,
+        phase="running",
+        why="the first choice for gguf",
+        gpus=("[0] NVIDIA L4",),
+        context=8192,
+        slots=4,
+        replicas=2,
+        ready=2,
+        footprint_bytes=6 * GIB,
+    )
+    on_apu = {"pool": "xgen-spread-2", "node": "apu-1", "backend": Backend.LLAMA_SERVER_CPU, "gpus": ()}
+    fewer = {"slots": 1, "replicas": 1, "ready": 0, "phase": "starting", "footprint_bytes": 2 * GIB}
+    return ready(name).model_copy(
+        update={
+            "pools": (pool, pool.model_copy(update={**on_apu, **fewer})),
+            "wanted_replicas": 4,
+            "shortfall": "3 of 4 replicas have a place",
+            "exclusions": EXCLUSIONS,
+        }
+    )
+
+
 @contextmanager
 def serving(fleet: Fleet, keys: ApiKeys) -> Iterator[str]:
     """Serve ``fleet`` in a thread; gives the URL. Connections wait in the backlog until it is up."""
@@ -207,6 +425,11 @@ def _following(model: ModelStatus) -> ModelStatus | None:
             progress = Progress(stage="load", message="reading tensors", done_bytes=3, total_bytes=4)
             return model.model_copy(
                 update={"phase": Phase.LOADING, "reason": "starting its engine", "progress": progress}
+            )
+        case Phase.LOADING if stem == "unplaced":
+            refusal = refused_everywhere(model.model)
+            return model.model_copy(
+                update={"phase": Phase.FAILED, "reason": EVERYWHERE, "progress": None, "plan": refusal}
             )
         case Phase.LOADING if stem == "gone":
             return None
@@ -258,6 +481,37 @@ def _plan(model: str) -> PlanReport:
         notes=("slots = 4: a default that suits most",),
         warnings=("runs on the CPU",),
     )
+
+
+def _told(verdicts: tuple[VerdictReport, ...]) -> tuple[CandidateReport, ...]:
+    return tuple(candidate for verdict in verdicts for candidate in verdict.candidates)
+
+
+def refused_everywhere(model: str) -> PlanReport:
+    nodes = on_nodes(fits=False)
+    return PlanReport(
+        accepted=False,
+        model=model,
+        message=EVERYWHERE,
+        candidates=_told(nodes),
+        nodes=nodes,
+        evict=("old", "older"),
+    )
+
+
+def _pair(model: str) -> PlanReport:
+    """Three replicas, two of them alike, once an idle model has left."""
+    nodes = on_nodes(fits=True)
+    card = AssignmentReport(
+        node="gpu-1",
+        backend=Backend.LLAMA_SERVER_CUDA,
+        gpus=("[0] NVIDIA L4",),
+        footprint_bytes=3 * GIB,
+        why="the first choice for gguf",
+    )
+    cpu = card.model_copy(update={"node": "a", "backend": Backend.LLAMA_SERVER_CPU, "gpus": ()})
+    told = {"candidates": _told(nodes), "nodes": nodes, "assignments": (card, card, cpu), "evict": ("old",)}
+    return _plan(model).model_copy(update=told)
 
 
 def _event(chunk: dict[str, object]) -> bytes:

@@ -56,15 +56,17 @@ class Terminal:
 
 
 @contextmanager
-def terminal(command: Sequence[str], env: Mapping[str, str]) -> Iterator[Terminal]:
-    """Run ``command`` on an 80 x 24 terminal; it is gone afterwards."""
+def terminal(
+    command: Sequence[str], env: Mapping[str, str], *, columns: int = 80, lines: int = 24
+) -> Iterator[Terminal]:
+    """Run ``command`` on a terminal of that size; it is gone afterwards."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         command,
         stdin=slave,
         stdout=slave,
         stderr=slave,
-        env={**env, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        env={**env, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(lines)},
         start_new_session=True,
     )
     os.close(slave)

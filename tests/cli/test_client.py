@@ -11,7 +11,7 @@ import pytest
 from tests.cli.fleet import KEY, Fleet, ready
 from xgen_ray.cli.client import Server
 from xgen_ray.cli.exits import CommandError, ExitCode
-from xgen_ray.schema import Phase
+from xgen_ray.schema import LiftRequest, Phase
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_password_in_the_address_is_refused_and_not_shown(url: str) -> None:
 
 @pytest.fixture
 def odd_server() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """A server that answers every GET with the same bytes, or falls silent if it has none."""
+    """A server that answers everything with the same bytes, or falls silent if it has none."""
     answer: dict[str, bytes] = {}
     over = threading.Event()
 
@@ -115,6 +115,10 @@ def odd_server() -> Iterator[tuple[str, dict[str, bytes]]]:
             self.end_headers()
             self.wfile.write(answer["body"])
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             """Say nothing."""
 
@@ -125,6 +129,16 @@ def odd_server() -> Iterator[tuple[str, dict[str, bytes]]]:
         over.set()
         server.shutdown()
         thread.join(5)
+
+
+def test_a_lift_is_done_only_when_the_server_says_so_as_ours_does(
+    odd_server: tuple[str, dict[str, bytes]],
+) -> None:
+    url, answer = odd_server
+    answer["body"] = b'{"fine": true}'
+    with Server(url, None) as server, pytest.raises(CommandError, match="not as xgen-ray does") as caught:
+        server.lift(LiftRequest(model="small"))
+    assert caught.value.exit_code is ExitCode.UNREACHABLE
 
 
 def test_a_server_of_another_version_is_named_as_such(odd_server: tuple[str, dict[str, bytes]]) -> None:

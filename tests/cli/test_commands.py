@@ -1,13 +1,14 @@
 """Each command against a served fleet."""
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Call
-from tests.cli.fleet import KEY, REFUSAL, Fleet, ready
+from tests.cli.fleet import EVERYWHERE, KEY, NO_GPU, REFUSAL, Fleet, ready, spread_out
 from xgen_ray import __version__
 from xgen_ray.cli.exits import ExitCode
 from xgen_ray.placement.types import Backend, EngineOptions
@@ -72,6 +73,32 @@ def test_a_refused_load_shows_every_backend(call: Call) -> None:
     assert "41.2 GiB" in result.stderr
 
 
+@pytest.mark.parametrize("model", ["refused-everywhere", "unplaced"])
+def test_a_load_that_fits_on_no_node_shows_each(call: Call, model: str) -> None:
+    result = call("load", f"/models/{model}.gguf")
+    assert result.exit_code == ExitCode.REFUSED
+    assert EVERYWHERE in result.stderr
+    rows = [re.split(r"  +", line.strip()) for line in result.stderr.splitlines()]
+    needs = {"refused-everywhere": "-", "unplaced": "41.2 GiB"}[model]
+    why = "needs 41.2 GiB, [0] NVIDIA L4 has 20.0 GiB free"
+    assert ["gpu-1", "llama-server-cuda", "no", needs, why] in rows
+    # Nodes that say the same share a row.
+    assert ["a, b", "llama-server-cuda", "no", needs, NO_GPU] in rows
+    assert (["c", "-", "enough others looked better"] in rows) is (model == "unplaced")
+    assert "abacus" not in result.stderr
+
+
+def test_load_says_where_and_what_may_leave(call: Call, fleet: Fleet) -> None:
+    asked = ("--node", "gpu-1", "--node", "apu-1", "--node", "gpu-1", "--evict", "idle", "--spread")
+    assert call("load", "/models/small.gguf", "--no-wait", *asked).exit_code == ExitCode.OK
+    assert call("load", "/models/small.gguf", "--no-wait").exit_code == ExitCode.OK
+    first, second = fleet.requests
+    assert (first.nodes, first.evict, first.options.spread) == (("gpu-1", "apu-1"), "idle", True)
+    assert (second.nodes, second.evict, second.options.spread) == (None, "never", None)
+    assert call("load", "m", "--evict", "everything").exit_code == ExitCode.USAGE
+    assert call("load", "m", "--spread", "-o", "spread=false").exit_code == ExitCode.USAGE
+
+
 def test_a_load_that_takes_too_long_goes_on_by_itself(call: Call, fleet: Fleet) -> None:
     started = time.monotonic()
     result = call("load", "/models/stuck.gguf", "--timeout", "1")
@@ -128,6 +155,30 @@ def test_ps_of_one_model_tells_all(call: Call, fleet: Fleet) -> None:
     assert call("ps", "nobody").exit_code == ExitCode.USAGE
 
 
+def test_ps_shows_where_a_spread_model_is(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = spread_out("small")
+    row = re.split(r"  +", call("ps").stdout.splitlines()[1].strip())
+    assert row[2:5] == ["llama-server-cuda +1", "gpu-1 x2, apu-1", "4 x 8192 +1"]
+    assert row[6] == "answering; 3 of 4 replicas have a place"
+
+
+def test_ps_of_one_model_has_its_pools_and_what_is_left_out(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = spread_out("small")
+    rows = [re.split(r"  +", line.strip()) for line in call("ps", "small").stdout.splitlines()]
+    for row in (
+        ["missing", "3 of 4 replicas have a place"],
+        ["why", "gpu-1: the first choice for gguf"],
+        ["memory", "8.0 GiB"],
+        ["gpu-1", "llama-server-cuda", "running", "2 of 2", "4 x 8192", "6.0 GiB", "[0] NVIDIA L4"],
+        ["apu-1", "llama-server-cpu", "starting", "0 of 1", "1 x 8192", "2.0 GiB", "-"],
+        ["llama-server-rocm", "gfx1151", "on apu-1: it page-faulted twice"],
+        ["Once that is mended: xgen-ray lift small"],
+    ):
+        assert row in rows
+    fleet.models["small"] = ready("small")
+    assert "lift" not in call("ps", "small").stdout
+
+
 def test_ps_as_json_is_the_servers_report(call: Call, fleet: Fleet) -> None:
     fleet.models["small"] = ready("small")
     report = StatusReport.model_validate_json(call("ps", "--json").stdout)
@@ -163,6 +214,80 @@ def test_a_refused_plan_is_an_answer_with_an_exit_code(call: Call) -> None:
     as_json = call("plan", "/models/refused.gguf", "--json")
     assert as_json.exit_code == ExitCode.REFUSED
     assert PlanReport.model_validate_json(as_json.stdout).accepted is False
+
+
+def test_a_plan_of_one_node_has_no_table_of_nodes(call: Call) -> None:
+    assert "NODE" not in call("plan", "/models/small.gguf").stdout
+
+
+def test_a_plan_of_several_nodes_has_all_their_reasons(call: Call, fleet: Fleet) -> None:
+    result = call("plan", "/models/pair.gguf", "--replicas", "3", "--node", "gpu-1", "--evict", "idle")
+    assert result.exit_code == ExitCode.OK
+    rows = [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()]
+    for row in (
+        ["2", "gpu-1", "llama-server-cuda", "3.0 GiB", "[0] NVIDIA L4", "the first choice for gguf"],
+        ["1", "a", "llama-server-cpu", "3.0 GiB", "-", "the first choice for gguf"],
+        ["gpu-1", "yes", "3.0 GiB left there"],
+        ["a, b", "no", "no GPU"],
+        ["c", "-", "enough others looked better"],
+        ["gpu-1", "llama-server-cuda", "yes", "41.2 GiB", "-"],
+        ["leaves", "old: idle, unloaded first"],
+    ):
+        assert row in rows
+    (request,) = fleet.requests
+    assert (request.replicas, request.nodes, request.evict) == (3, ("gpu-1",), "idle")
+
+
+def test_a_refused_plan_says_what_could_leave(call: Call) -> None:
+    result = call("plan", "/models/refused-everywhere.gguf")
+    assert result.exit_code == ExitCode.REFUSED
+    assert "--evict idle unloads old, older first" in result.stdout
+
+
+@pytest.mark.parametrize("option", [("--node", "a"), ("--evict", "idle"), ("--replicas", "2")])
+def test_what_needs_a_fleet_is_not_planned_for_this_machine(call: Call, option: tuple[str, ...]) -> None:
+    local = call("plan", "/models/small.gguf", "--local", *option)
+    assert local.exit_code == ExitCode.USAGE
+    assert option[0] in local.stderr
+    nowhere = call("plan", "/models/small.gguf", *option, env={"XGEN_RAY_URL": "http://127.0.0.1:9"})
+    assert nowhere.exit_code == ExitCode.UNREACHABLE
+    assert nowhere.stdout == ""
+
+
+def test_lift_tells_what_is_forgiven(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = spread_out("small")
+    result = call("lift", "small", "--backend", "llama-server-rocm")
+    assert result.exit_code == ExitCode.OK
+    assert result.stdout.splitlines() == [
+        "lifted: llama-server-rocm on gfx1151 (on apu-1: it page-faulted twice)",
+        "small may use llama-server-rocm again",
+    ]
+    assert [one.backend for one in fleet.models["small"].exclusions] == [Backend.LLAMA_SERVER_VULKAN]
+    failed = {"phase": Phase.FAILED}
+    fleet.models["small"] = fleet.models["small"].model_copy(update=failed)
+    assert "small is tried again" in call("lift", "small").stdout
+    assert fleet.models["small"].exclusions == ()
+
+
+def test_lift_as_json_has_what_was_lifted(call: Call, fleet: Fleet) -> None:
+    fleet.models["small"] = spread_out("small")
+    answer = json.loads(call("lift", "small", "--json").stdout)
+    assert (answer["model"], answer["backend"]) == ("small", None)
+    assert [one["backend"] for one in answer["lifted"]] == ["llama-server-rocm", "llama-server-vulkan"]
+
+
+def test_lift_of_what_was_never_excluded_is_the_callers_fault(call: Call, fleet: Fleet) -> None:
+    nobody = call("lift", "nobody")
+    assert nobody.exit_code == ExitCode.USAGE
+    assert nobody.stderr.splitlines() == [
+        "error: nothing is excluded for 'nobody'; excluded: k1",
+        "`xgen-ray ps NAME` shows what is excluded for a model, and why.",
+    ]
+    fleet.models["small"] = spread_out("small")
+    other = call("lift", "small", "--backend", "vllm-cpu")
+    assert other.exit_code == ExitCode.USAGE
+    assert "Excluded for small: llama-server-rocm, llama-server-vulkan." in other.stderr
+    assert call("lift", "small", "--backend", "abacus").exit_code == ExitCode.USAGE
 
 
 def test_logs_prints_all_or_the_last(call: Call, fleet: Fleet) -> None:
@@ -267,7 +392,7 @@ def test_the_version_is_the_packages(call: Call) -> None:
     assert call("--version").stdout == f"xgen-ray {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "plan m"])
+@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "plan m", "nodes", "lift m"])
 def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command: str) -> None:
     result = call(*command.split(), env={"XGEN_RAY_API_KEY": "not-the-key"})
     assert result.exit_code == ExitCode.UNAUTHORISED
@@ -275,7 +400,9 @@ def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command:
     assert "not-the-key" not in result.output
 
 
-@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "chat -m hi", "bench"])
+@pytest.mark.parametrize(
+    "command", ["ps", "load m", "unload m", "logs m", "nodes", "lift m", "chat -m hi", "bench"]
+)
 def test_no_server_ends_every_command_alike(call: Call, command: str) -> None:
     result = call(*command.split(), env={"XGEN_RAY_URL": "http://127.0.0.1:9"})
     assert result.exit_code == ExitCode.UNREACHABLE

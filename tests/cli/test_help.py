@@ -8,7 +8,10 @@ from tests.cli.conftest import Call
 from tests.cli.fleet import KEY
 from xgen_ray.cli.exits import ExitCode
 
-COMMANDS = ["up", "detect", "plan", "load", "unload", "ps", "logs", "chat", "bench"]
+COMMANDS = [
+    *("up", "node", "nodes", "detect", "doctor", "plan"),
+    *("load", "unload", "ps", "logs", "lift", "chat", "bench"),
+]
 FORMATTED = {"COLUMNS": "80"}
 
 

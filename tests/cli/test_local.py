@@ -1,11 +1,13 @@
 """What needs no server: this machine's hardware, and a plan for it."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call
+from tests.cli.conftest import Call, program_command
+from tests.fakes.hub import Repo, StandInHub
 from xgen_ray.cli.exits import ExitCode
 from xgen_ray.hardware import snapshot_from_json
 from xgen_ray.schema import PlanReport
@@ -40,6 +42,31 @@ def test_without_a_server_a_plan_is_made_for_this_machine(call: Call, tmp_path: 
     refused = call("plan", str(MODEL), "--local", "--context", "10000000", env=env)
     assert refused.exit_code == ExitCode.REFUSED
     assert "10000000" in refused.stdout
+
+
+@pytest.mark.engine
+def test_a_model_that_was_never_fetched_is_planned_from_its_header(
+    child_environment: dict[str, str], tmp_path: Path
+) -> None:
+    def planned(model: str, *options: str) -> subprocess.CompletedProcess[str]:
+        # The hub's address is read when the program starts, so it is one of its own.
+        env = {**child_environment, "HF_ENDPOINT": hub.endpoint, "XDG_CACHE_HOME": str(tmp_path)}
+        command = program_command("plan", model, "--local", *options)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    with StandInHub().running() as hub:
+        hub.repos["org/name"] = Repo({"small.gguf": MODEL.read_bytes(), "README.md": b"# A model"})
+        done = planned("hf:org/name", "--backend", "llama-server-cpu", "--context", "512", "--json")
+        missing = planned("hf:org/other")
+        fetched = hub.served_bytes["small.gguf"]
+    assert done.returncode == ExitCode.OK, done.stderr
+    report = PlanReport.model_validate_json(done.stdout)
+    weights = next(item for item in report.footprint if item.name == "weights")
+    assert weights.size_bytes > 80 * 2**20
+    assert 0 < fetched < weights.size_bytes / 2
+    assert not list(tmp_path.rglob("small.gguf"))
+    assert missing.returncode == ExitCode.USAGE
+    assert "org/other" in missing.stderr
 
 
 def test_a_plan_for_another_machine_is_not_made_here(call: Call) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from deployments.environment import LocalPorts, loopback_environment, serve_environment
 from deployments.haproxy import close_ports
+from tests.process.watching import Deaths
 
 PROGRAM = Path(__file__).parents[2] / "deployments" / "haproxy.py"
 
@@ -53,14 +54,15 @@ def test_the_script_becomes_the_program_with_its_arguments(tmp_path: Path) -> No
 def test_it_does_not_outlive_its_owner(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", str(PROGRAM), "/bin/sleep", "300"]
     owner_program = f"import subprocess, time; subprocess.Popen({command!r}); time.sleep(300)"
-    owner = psutil.Popen([sys.executable, "-c", owner_program])
+    owner = psutil.Popen([sys.executable, "-I", "-S", "-c", owner_program])
+    deaths = Deaths()
     try:
-        sleeper = _wait_for_sleep(owner)
+        deaths.watch(_wait_for_sleep(owner).pid)
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.wait(10)
-    psutil.wait_procs([sleeper], timeout=10)
-    assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+    assert deaths.survivors(10) == set()
+    deaths.close()
 
 
 def _wait_for_sleep(owner: psutil.Popen) -> psutil.Process:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.e2e.conftest import CHAT, EMBED
@@ -223,3 +224,38 @@ def test_a_model_is_asked_only_what_it_was_loaded_for(stack: Stack, client: open
     ranked = httpx.post(f"{stack.url}/v1/rerank", json=body, timeout=60, trust_env=False)
     assert ranked.status_code == 400
     assert "loaded for generate" in ranked.json()["error"]["message"]
+
+
+# ---- an engine inside its replica ---------------------------------------------------------------
+
+
+def test_llama_cpp_python_serves_from_within_its_replica(stack: Stack, client: openai.OpenAI) -> None:
+    name = "inside"
+    options = {"backend": "llama-cpp-python", "context": 512, "slots": 1, "threads": 1}
+    loaded = stack.load(SAMPLE_MODEL, name=name, options=options)
+    assert loaded.status_code == 200, loaded.text
+    status = loaded.json()
+    assert (status["phase"], status["backend"]) == ("ready", "llama-cpp-python")
+    (replica,) = status["replicas"]
+    actor = psutil.Process(replica["pid"])
+    assert actor.name().startswith("ray::"), "no program of its own: Ray's process is the engine"
+
+    with client.chat.completions.with_streaming_response.create(
+        model=name, messages=QUESTION, max_tokens=8, stream=True
+    ) as answer:
+        assert answer.headers["x-xgen-backend"] == "llama-cpp-python"
+        assert answer.headers["x-xgen-replica"] == replica["replica_id"]
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event)["choices"][0] for event in events[:-1]]
+    assert "".join(chunk["delta"].get("content") or "" for chunk in chunks)
+    assert len(chunks) > 3, "token by token"
+    assert chunks[-1]["finish_reason"] in ("stop", "length")
+
+    # The engine is closed to whoever has no key.
+    direct = httpx.get(f"{replica['url']}/v1/models", timeout=10, trust_env=False)
+    assert direct.status_code == 401
+    assert stack.unload(name).status_code == 200
+    wait_until(lambda: not actor.is_running(), RECOVERY_S, "the end of the replica")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=name, messages=QUESTION, max_tokens=1)

@@ -457,7 +457,8 @@ def test_a_download_that_breaks_off_for_good_goes_on_at_the_next_load(
 ) -> None:
     hub.repos["org/broken"] = Repo({TINY: tiny})
     half = len(tiny) // 2
-    hub.faults.drop_after[TINY] = [half, *[0] * 20]
+    # The first request is for the header alone.
+    hub.faults.drop_after[TINY] = [len(tiny), half, *[0] * 20]
     answer = load_from_hub(stack, "broken")
     assert answer.status_code == 502, answer.text
     assert error_of(answer)["code"] == "download_failed"
@@ -466,6 +467,7 @@ def test_a_download_that_breaks_off_for_good_goes_on_at_the_next_load(
     before = len(hub.seen)
     assert load_from_hub(stack, "broken").status_code == 200
     ranges = [seen.range for seen in hub.seen[before:] if seen.method == "GET" and "storage" in seen.path]
+    ranges = [asked for asked in ranges if asked is None or asked.endswith("-")]
     assert ranges == [f"bytes={half}-"], "only the other half was fetched"
     unload(stack, "broken")
 

@@ -23,9 +23,6 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import uvicorn.config
-import uvicorn.server
-
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -60,6 +57,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--die-after", type=float, default=None, help="exit after so many seconds, with --die-code")
     add("--die-code", type=int, default=1)
     add("--segv", action="store_true", help="die of a segmentation fault (after --die-after)")
+    add("--abort", action="store_true", help="die of SIGABRT, as a GPU's driver makes its user die")
+    add("--last-words", action="append", default=[], help="a line for stderr before a death in mid-life")
+    add("--die-of-request", action="store_true", help="the next generating request is the last")
     add("--ignore-term", action="store_true")
     add("--spawn-grandchild", action="store_true", help="a child in a session of its own, deaf to TERM")
     add("--pid-file", default=None, help="written with the ids of this process and of its grandchild")
@@ -243,6 +243,8 @@ class FakeEngine:
 
     async def serve(self, request: dict[str, Any], chat: bool, send: Send) -> bool:
         knobs = self.knobs
+        if knobs.die_of_request:
+            die(knobs)
         if knobs.hang:
             await asyncio.Event().wait()
         if knobs.fail_chat is not None and knobs.fail_first != 0:
@@ -498,15 +500,17 @@ def flood(piece: bytes, limit: int | None) -> None:
     threading.Thread(target=forever, daemon=True).start()
 
 
-class DeafServer(uvicorn.server.Server):
-    """Leaves the signals alone: how this engine ends is for its knobs to say."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def run(knobs: argparse.Namespace, ignored: list[str], argv: list[str]) -> None:
+    import uvicorn.config
+    import uvicorn.server
+
+    class DeafServer(uvicorn.server.Server):
+        """Leaves the signals alone: how this engine ends is for its knobs to say."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
     engine = FakeEngine(knobs, ignored, argv)
     listener = socket.socket(socket.AF_INET6 if ":" in knobs.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -542,8 +546,12 @@ async def run(knobs: argparse.Namespace, ignored: list[str], argv: list[str]) ->
 
 
 def die(knobs: argparse.Namespace) -> None:
+    for line in knobs.last_words:
+        print(line, file=sys.stderr, flush=True)
     if knobs.segv:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if knobs.abort:
+        os.kill(os.getpid(), signal.SIGABRT)
     os._exit(knobs.die_code)
 
 

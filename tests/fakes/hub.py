@@ -11,8 +11,10 @@ import hashlib
 import json
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,16 @@ class Announced:
     """A file that is listed with a size and has no content."""
 
     size: int
+
+
+@dataclass(frozen=True)
+class Sparse(Announced):
+    """A file of ``size`` bytes that begins with ``head`` and is zeros after it."""
+
+    head: bytes = field(repr=False)
+
+    def cut(self, start: int, end: int) -> bytes:
+        return self.head[start:end].ljust(max(end - start, 0), b"\0")
 
 
 @dataclass
@@ -52,9 +64,22 @@ class Repo:
     def etag(self, name: str) -> str:
         content = self.files[name]
         data = str(content).encode() if isinstance(content, Announced) else content
-        if self.is_large(name):
-            return hashlib.sha256(data).hexdigest()
-        return hashlib.sha1(b"blob %d\0%b" % (len(data), data), usedforsecurity=False).hexdigest()
+        data = content.head if isinstance(content, Sparse) else data
+        return _digest(data, large=self.is_large(name))
+
+
+def _cut(content: bytes | Announced, start: int, end: int) -> bytes:
+    if isinstance(content, Sparse):
+        return content.cut(start, end)
+    return content[start:end] if isinstance(content, bytes) else b""
+
+
+@lru_cache(maxsize=64)
+def _digest(data: bytes, *, large: bool) -> str:
+    """Kept, since a file is asked for piece by piece."""
+    if large:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0%b" % (len(data), data), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,11 +100,13 @@ class Faults:
     ``drop_after`` closes the connection after so many bytes of a body, once for each entry. ``statuses``
     are answered one after the other before the real answer. ``stall`` holds bodies back, after their
     first chunk, until it is set; ``silent`` holds whole answers back. ``corrupt`` flips a byte.
+    ``wrong_range`` answers with another range than was asked for.
     """
 
     drop_after: dict[str, list[int]] = field(default_factory=dict)
     statuses: dict[str, list[int]] = field(default_factory=dict)
     ignore_range: bool = False
+    wrong_range: bool = False
     corrupt: set[str] = field(default_factory=set)
     stall: dict[str, threading.Event] = field(default_factory=dict)
     silent: dict[str, threading.Event] = field(default_factory=dict)
@@ -87,12 +114,15 @@ class Faults:
 
 
 class StandInHub:
-    """The hub itself. ``seen`` grows by one entry for each request."""
+    """The hub itself. ``seen`` grows by one entry for each request; ``served_bytes`` are those of bodies,
+    by file name, as far as they were written.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.repos: dict[str, Repo] = {}
         self.faults = Faults()
         self.seen: list[Seen] = []
+        self.served_bytes: Counter[str] = Counter()
         self.stalled = threading.Event()
         hub = self
 
@@ -257,21 +287,32 @@ class _HubHandler(BaseHTTPRequestHandler):
 
     def _send_content(self, repo: Repo, name: str, headers: dict[str, str]) -> None:
         content = repo.files[name]
-        data = b"" if isinstance(content, Announced) else content
-        if name in self.hub.faults.corrupt:
-            data = bytes([data[0] ^ 0xFF]) + data[1:]
-        start = 0
+        size = repo.size(name) if isinstance(content, bytes | Sparse) else 0
+        start, end, last = 0, size, ""
         wanted = self.headers.get("Range")
         if wanted and not self.hub.faults.ignore_range:
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1 if last else size, size)
+            shift = int(self.hub.faults.wrong_range)
+            headers["Content-Range"] = f"bytes {start + shift}-{end - 1 + shift}/{size}"
+        data = b"" if size == 0 else _cut(content, start, end)
+        if name in self.hub.faults.corrupt and start == 0:
+            data = bytes([data[0] ^ 0xFF]) + data[1:]
         headers["Accept-Ranges"] = "bytes"
         drops = self.hub.faults.drop_after.get(name, [])
         drop = drops.pop(0) if drops and self.command == "GET" else None
-        self._send(206 if "Content-Range" in headers else 200, headers, data[start:], name, drop)
+        status = 206 if "Content-Range" in headers else 200
+        self._send(status, headers, data, name, drop, stalls=not last)
 
     def _send(
-        self, status: int, headers: dict[str, str], body: bytes, name: str = "", drop: int | None = None
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: bytes,
+        name: str = "",
+        drop: int | None = None,
+        *,
+        stalls: bool = True,
     ) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -279,10 +320,12 @@ class _HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        stall = self.hub.faults.stall.get(name)
+        # A range with an end is a header being read, not a download.
+        stall = self.hub.faults.stall.get(name) if stalls else None
         body = body if drop is None else body[:drop]
         for start in range(0, len(body), _CHUNK):
             self.wfile.write(body[start : start + _CHUNK])
+            self.hub.served_bytes[name] += len(body[start : start + _CHUNK])
             if stall is not None and not stall.is_set():
                 self.wfile.flush()
                 self.hub.stalled.set()

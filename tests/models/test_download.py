@@ -317,7 +317,7 @@ class TestCancelling:
         cancel = threading.Event()
         earlier = set(threading.enumerate())
         with ThreadPoolExecutor() as pool:
-            running = pool.submit(fetch, "hf:o/n", cancel=cancel, timeout_s=1.0)
+            running = pool.submit(fetch, "hf:o/n", cancel=cancel, timeout_s=0.3)
             assert hub.stalled.wait(10)
             cancel.set()
             with pytest.raises(DownloadFailed):

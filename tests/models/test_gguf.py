@@ -334,24 +334,28 @@ class TestHostileFiles:
         assert read_gguf(path).weight_bytes == 128
 
     def test_a_large_vocabulary_costs_little_time_and_no_memory(self, tmp_path: Path) -> None:
-        tokens = strings([f"token-{number}" for number in range(250_000)])
-        numbers = struct.pack("<IQ", GGUFValueType.FLOAT32, 250_000) + bytes(1_000_000)
-        keys = [
-            ARCHITECTURE,
-            key("tokenizer.ggml.tokens", GGUFValueType.ARRAY, tokens),
-            key("tokenizer.ggml.merges", GGUFValueType.ARRAY, tokens),
-            key("tokenizer.ggml.scores", GGUFValueType.ARRAY, numbers),
-        ]
-        path = write(tmp_path / "m.gguf", gguf(keys, [GOOD_TENSOR], 128))
+        def model(size: int) -> Path:
+            tokens = strings([f"token-{number}" for number in range(size)])
+            numbers = struct.pack("<IQ", GGUFValueType.FLOAT32, size) + bytes(4 * size)
+            keys = [
+                ARCHITECTURE,
+                key("tokenizer.ggml.tokens", GGUFValueType.ARRAY, tokens),
+                key("tokenizer.ggml.merges", GGUFValueType.ARRAY, tokens),
+                key("tokenizer.ggml.scores", GGUFValueType.ARRAY, numbers),
+            ]
+            return write(tmp_path / f"{size}.gguf", gguf(keys, [GOOD_TENSOR], 128))
+
+        large, smaller = model(250_000), model(50_000)
         started = time.perf_counter()
-        facts = read_gguf(path)
+        facts = read_gguf(large)
         assert time.perf_counter() - started < BOUND_S / 2
         assert facts.vocabulary_size == 250_000
+        # Tracing is slow. One object for each string would be 5 MiB already.
         tracemalloc.start()
-        read_gguf(path)
+        read_gguf(smaller)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 4 * 2**20
+        assert peak < 2 * 2**20
 
     def test_a_sparse_terabyte_of_promises_is_refused(self, tmp_path: Path) -> None:
         path = write(tmp_path / "m.gguf", gguf([], [], 0, counts=(MAX_TENSORS, MAX_KEYS)))

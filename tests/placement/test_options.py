@@ -42,6 +42,7 @@ VALUES: dict[str, object] = {
     "gpu_memory_utilization": 0.9,
     "dtype": "bfloat16",
     "quantization": "awq",
+    "spread": True,
     "extra_args": ("--verbose",),
 }
 
@@ -59,7 +60,7 @@ def test_an_option_is_kept_or_refused_never_dropped(option: str) -> None:
         options = EngineOptions.model_validate(values)
         made = plan(facts, options, snapshot, all_there(snapshot))
         mine = next(item for item in made.candidates if item.backend is row.backend)
-        if isinstance(made, Plan) and option not in ("backend", "gpus"):
+        if isinstance(made, Plan) and option not in ("backend", "gpus", "spread"):
             assert getattr(made.options, option) == VALUES[option]
         if row.backend in OPTION_BACKENDS[option]:
             assert isinstance(made, Plan) or mine.reasons == ("it runs on the CPU, but gpus names 0",)

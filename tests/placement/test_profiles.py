@@ -19,11 +19,12 @@ from tests.placement.builders import (
     there,
 )
 from xgen_ray.hardware.types import GPUInfo
-from xgen_ray.models.types import ModelTask
+from xgen_ray.models.types import ModelFacts, ModelTask
 from xgen_ray.placement import (
     BACKENDS,
     PROFILES,
     Backend,
+    DeviceAPI,
     EngineOptions,
     PlacementPolicy,
     Plan,
@@ -196,3 +197,43 @@ def test_a_quantised_cache_needs_flash_attention() -> None:
     cpu = plan(smollm2(), EngineOptions(kv_cache_type="q8_0"), node(), [there(CPU)])
     assert isinstance(cpu, Plan)
     assert cpu.options.flash_attention is True
+
+
+def apu_plan(backend: Backend, *rows: ProfileRow, facts: ModelFacts | None = None) -> Plan:
+    """On an APU of which Vulkan sees 53 GiB and ROCm 6."""
+    snapshot = node(strix_halo(), on=host(96 * GIB))
+    statuses = [
+        there(VULKAN, device("Vulkan0", "Radeon 8060S Graphics (RADV GFX1151)", 53 * GIB)),
+        there(ROCM, device("ROCm0", "AMD Radeon Graphics", 6 * GIB)),
+    ]
+    policy = PlacementPolicy(profiles=(*rows, *PROFILES))
+    made = plan(facts or smollm2(), EngineOptions(backend=backend), snapshot, statuses, policy=policy)
+    assert isinstance(made, Plan), made.message
+    return made
+
+
+def test_an_integrated_gpu_has_one_slot_and_a_card_four_until_a_row_says_otherwise() -> None:
+    wide = ProfileRow("slots", 3, "this APU has 128 GB", gfx=frozenset({"gfx1151"}))
+    narrow = ProfileRow("slots", 2, "cards serve two here", integrated=False)
+    card = node(rtx4090())
+    for rows, on_apu, on_card in (((), 1, 4), ((wide,), 3, 4), ((wide, narrow), 3, 2)):
+        for backend in (VULKAN, ROCM):
+            assert apu_plan(backend, *rows).options.slots == on_apu
+        policy = PlacementPolicy(profiles=(*rows, *PROFILES))
+        made = plan(smollm2(), EngineOptions(), card, all_there(card), policy=policy)
+        assert isinstance(made, Plan)
+        assert made.options.slots == on_card
+
+
+def test_the_memory_of_an_apu_is_the_engines_word_until_a_row_says_less() -> None:
+    assert apu_plan(VULKAN).gpu_needs[0].free_bytes == 53 * GIB
+    assert apu_plan(ROCM).gpu_needs[0].free_bytes == 6 * GIB
+    row = ProfileRow(
+        "memory_bytes", 18 * GIB, "the desktop needs the rest", frozenset(), frozenset({DeviceAPI.VULKAN})
+    )
+    limited = apu_plan(VULKAN, row)
+    assert limited.gpu_needs[0].free_bytes == 18 * GIB
+    assert apu_plan(ROCM, row).gpu_needs[0].free_bytes == 6 * GIB
+    assert apu_plan(VULKAN, facts=dense(32)).warnings == ()
+    shrunk = apu_plan(VULKAN, row, facts=dense(32))
+    assert "at most 18.0 GiB (the desktop needs the rest)" in shrunk.warnings[0]

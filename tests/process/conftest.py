@@ -22,8 +22,9 @@ def deaths() -> Iterator[Deaths]:
 
 
 def python(code: str, **changes: Any) -> ChildProcess:
-    """A child that runs ``code``."""
-    return ChildProcess(LaunchSpec((sys.executable, "-c", code), **changes), base_env=dict(os.environ))
+    """A child that runs ``code``, with the standard library only, which it starts twice as fast with."""
+    argv = (sys.executable, "-I", "-S", "-c", code)
+    return ChildProcess(LaunchSpec(argv, **changes), base_env=dict(os.environ))
 
 
 # Tells when TERM is ignored from now on, and each time it comes.

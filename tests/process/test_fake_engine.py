@@ -96,6 +96,7 @@ async def test_what_it_says_of_itself(engine: EngineMaker) -> None:
         assert "\nllamacpp:requests_deferred 2\n" in metrics
         slots = (await talk.client.get("/slots")).json()
         assert [slot["is_processing"] for slot in slots] == [True]
+        await post("/_set", json={"chunk_delay": 0})  # for those that wait
         assert {answer.status_code for answer in await asyncio.gather(*requests)} == {200}
         slots = (await talk.client.get("/slots")).json()
         assert [slot["is_processing"] for slot in slots] == [False]
@@ -172,7 +173,7 @@ async def test_it_starts_and_answers_fast(engine: EngineMaker) -> None:
 
 
 async def test_it_ends_on_term_with_a_stream_open(engine: EngineMaker) -> None:
-    async with talking(engine("--chunk-delay", "0.05", "--chunks", "100000")) as talk:
+    async with talking(engine("--chunk-delay", "0.05", "--chunks", "1000")) as talk:
         stream = talk.client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True})
         async with stream as answer:
             await anext(answer.aiter_bytes())

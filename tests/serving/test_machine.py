@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.serving.builders import GIB, facts, failure, inventory, replica, request
+from tests.serving.builders import GIB, facts, failure, fleet, radeon, replica, request, view
 from xgen_ray.errors import (
     BadModelFile,
     EngineFailed,
@@ -16,45 +16,61 @@ from xgen_ray.errors import (
     UnknownOption,
     WrongState,
 )
+from xgen_ray.placement import NodeView, Observation, model_key
+from xgen_ray.placement.types import Backend
+from xgen_ray.process.types import FailureClass
 from xgen_ray.schema import LoadRequest, Origin, Phase, Progress
+from xgen_ray.serving.ladder import NO_LEASE, RULES
 from xgen_ray.serving.machine import step
-from xgen_ray.serving.sightings import MAX_FAILED_STARTS
+from xgen_ray.serving.placing import IDLE_S, MAX_REFUSED
 from xgen_ray.serving.state import (
     Answer,
-    CancelResolve,
+    AppState,
+    CancelLook,
     ControlState,
     Effect,
     Event,
+    ExclusionsLifted,
     Forget,
     LoadAsked,
+    Look,
+    LookDone,
+    LookFailed,
+    LookProgressed,
+    NodesObserved,
+    PoolPrepared,
+    PoolRecord,
+    PoolRefused,
     PoolsObserved,
     PoolStartFailed,
-    PoolState,
+    PreparePool,
     Publish,
     Record,
     Remember,
+    RememberLessons,
     ReplicaReported,
-    Resolve,
     Restored,
-    SourceFailed,
-    SourceProgressed,
-    SourceResolved,
     StartPool,
     StopPool,
     UnloadAsked,
+    UseReported,
 )
 from xgen_ray.serving.turn import LONGEST_RETRY_S
 
 E = TypeVar("E")
 
 
+FIRST = Restored((), {}, {}, "life1", 0.0)
+
+
 class Control:
     """Feeds events and keeps what came of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Restored | None = FIRST) -> None:
         self.state = ControlState()
         self.effects: list[Effect] = []
-        self.feed(Restored((), {}, {}, "life1", 0.0))
+        if first is not None:
+            self.feed(first)
 
     def feed(self, event: Event) -> tuple[Effect, ...]:
         self.state, effects = step(self.state, event)
@@ -64,21 +80,34 @@ class Control:
     def load(self, name: str = "small", caller: str = "c1", asked: LoadRequest | None = None) -> None:
         self.feed(LoadAsked(name, asked or request(name), caller, 1.0))
 
-    def place(self, name: str = "small", weight_bytes: int = 100 * 2**20) -> str:
-        """Resolves the source and returns the pool that was started."""
+    def look(
+        self, name: str = "small", weight_bytes: int = 100 * 2**20, *views: NodeView, at: float = 2.0
+    ) -> tuple[Effect, ...]:
         attempt = self.state.models[name].attempt
-        effects = self.feed(SourceResolved(name, attempt, facts(name, weight_bytes), inventory(), 2.0))
+        return self.feed(LookDone(name, attempt, facts(name, weight_bytes), fleet(*views), at))
+
+    def place(self, name: str = "small", weight_bytes: int = 100 * 2**20, *views: NodeView) -> str:
+        """Finds the model's place, prepares it, and returns the pool that was started."""
+        prepare = only(self.look(name, weight_bytes, *views), PreparePool)
+        effects = self.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0))
         return only(effects, StartPool).pool
 
-    def ready(self, name: str = "small", caller: str = "c1") -> str:
+    def ready(self, name: str = "small", caller: str = "c1", *views: NodeView) -> str:
         self.load(name, caller)
-        pool = self.place(name)
+        pool = self.place(name, 100 * 2**20, *views)
         self.feed(ReplicaReported(pool, replica()))
         return pool
 
+    def die(self, pool: str, kind: str, at: float = 10.0, replica_id: str = "r1") -> tuple[Effect, ...]:
+        return self.feed(ReplicaReported(pool, replica(replica_id, "failed"), failure(kind, at)))
+
+    def urls(self, name: str = "small") -> list[str]:
+        """Where routers send requests."""
+        return [engine.url for engine in self.state.table.routes[name].engines]
+
     def observe(
         self,
-        pools: Mapping[str, PoolState],
+        pools: Mapping[str, AppState],
         replicas: Mapping[str, Iterable[str]] | None = None,
         messages: Mapping[str, str] | None = None,
         at: float = 20.0,
@@ -128,12 +157,13 @@ def test_a_load_goes_from_resolving_to_ready_and_is_answered_once(control: Contr
 def test_the_registry_learns_of_a_wish_before_anything_is_started(control: Control) -> None:
     control.load()
     kinds = [type(effect) for effect in control.effects]
-    assert kinds.index(Remember) < kinds.index(Resolve)
+    assert kinds.index(Remember) < kinds.index(Look)
     control.effects.clear()
     pool = control.place()
     kinds = [type(effect) for effect in control.effects]
-    assert kinds.index(Remember) < kinds.index(StartPool)
-    assert only(control.effects, Remember).record.pool == pool
+    assert kinds.index(Remember) < kinds.index(PreparePool) < kinds.index(StartPool)
+    records = [effect.record for effect in control.effects if isinstance(effect, Remember)]
+    assert all([kept.pool for kept in record.pools] == [pool] for record in records)
 
 
 def test_two_loads_of_one_model_start_it_once_and_both_are_answered(control: Control) -> None:
@@ -167,7 +197,7 @@ def test_an_unload_forgets_first_and_answers_when_the_pool_is_gone(control: Cont
     assert only(effects, Forget).name == "small"
     assert only(effects, StopPool).pool == pool
     assert control.phase() is Phase.UNLOADING
-    control.observe({pool: PoolState.STOPPING})
+    control.observe({pool: AppState.STOPPING})
     assert "u1" not in control.answers()
     control.load(caller="c2")
     assert isinstance(control.answers()["c2"].error, WrongState)
@@ -190,16 +220,16 @@ def test_an_unload_while_resolving_cancels_and_answers_both(control: Control) ->
     control.load()
     attempt = control.state.models["small"].attempt
     effects = control.feed(UnloadAsked("small", "u1", 5.0))
-    assert only(effects, CancelResolve).attempt == attempt
+    assert only(effects, CancelLook).attempt == attempt
     assert isinstance(control.answers()["c1"].error, WrongState)
     assert control.answers()["u1"].error is None
-    assert control.feed(SourceResolved("small", attempt, facts(), inventory(), 6.0)) == ()
+    assert control.feed(LookDone("small", attempt, facts(), fleet(), 6.0)) == ()
 
 
 def test_a_source_that_fails_ends_the_load_and_is_not_remembered(control: Control) -> None:
     control.load()
     attempt = control.state.models["small"].attempt
-    effects = control.feed(SourceFailed("small", attempt, BadModelFile("no magic"), 3.0))
+    effects = control.feed(LookFailed("small", attempt, BadModelFile("no magic"), 3.0))
     assert only(effects, Forget).name == "small"
     assert control.phase() is Phase.FAILED
     assert isinstance(control.answers()["c1"].error, BadModelFile)
@@ -209,54 +239,143 @@ def test_a_source_that_fails_ends_the_load_and_is_not_remembered(control: Contro
 
 def test_what_does_not_fit_is_refused_with_every_candidate(control: Control) -> None:
     control.load()
-    attempt = control.state.models["small"].attempt
-    effects = control.feed(SourceResolved("small", attempt, facts(weight_bytes=100 * GIB), inventory(), 2.0))
-    assert none(effects, StartPool)
+    effects = control.look("small", 100 * GIB)
+    assert none(effects, PreparePool)
     error = control.answers()["c1"].error
     assert isinstance(error, PlacementRefused)
     assert any(candidate["backend"] == "llama-server-cpu" for candidate in error.candidates)
 
 
-def test_memory_of_a_plan_that_still_loads_is_not_given_out_twice(control: Control) -> None:
-    control.load("first", "c1")
-    control.place("first", 9 * GIB)
-    control.load("second", "c2")
-    attempt = control.state.models["second"].attempt
-    effects = control.feed(
-        SourceResolved("second", attempt, facts("second", 9 * GIB), inventory(16 * GIB), 2.0)
-    )
-    assert none(effects, StartPool)
-    assert isinstance(control.answers()["c2"].error, PlacementRefused)
+def test_a_node_that_gave_the_memory_to_another_is_planned_around(control: Control) -> None:
+    control.load()
+    prepare = only(control.look(), PreparePool)
+    effects = control.feed(PoolRefused(prepare.pool, PlacementRefused("n1 is full"), again=True, at=3.0))
+    assert only(effects, Look).name == "small"
+    assert control.answers() == {}
+    again = only(control.look("small", 100 * 2**20, view("n2")), PreparePool)
+    assert again.node_id == "n2"
+    assert again.pool != prepare.pool
+
+
+def test_planning_again_has_an_end(control: Control) -> None:
+    control.load()
+    for _ in range(MAX_REFUSED):
+        prepare = only(control.look(), PreparePool)
+        control.feed(PoolRefused(prepare.pool, PlacementRefused("n1 is full"), again=True, at=3.0))
+    prepare = only(control.look(), PreparePool)
+    control.feed(PoolRefused(prepare.pool, PlacementRefused("n1 is full"), again=True, at=3.0))
+    assert control.phase() is Phase.FAILED
+    assert "n1 is full" in str(control.answers()["c1"].error)
 
 
 def test_progress_is_kept_and_wakes_no_router(control: Control) -> None:
     control.load()
     attempt = control.state.models["small"].attempt
     progress = Progress(stage="download", message="half", done_bytes=1, total_bytes=2)
-    effects = control.feed(SourceProgressed("small", attempt, progress))
+    effects = control.feed(LookProgressed("small", attempt, progress))
     assert effects == ()
     assert control.state.models["small"].progress == progress
 
 
-def test_a_fatal_failure_ends_the_load_at_the_first_start(control: Control) -> None:
+def test_the_last_backend_that_dies_for_a_reason_ends_the_load_with_it(control: Control) -> None:
     control.load()
     pool = control.place()
-    effects = control.feed(ReplicaReported(pool, replica(state="failed"), failure("out_of_memory")))
+    effects = control.die(pool, "canary_failed")
     assert only(effects, StopPool).pool == pool
+    control.look()
     error = control.answers()["c1"].error
     assert isinstance(error, EngineFailed)
     assert error.log_tail == ("last words",)
     assert control.phase() is Phase.FAILED
+    assert control.state.exclusions == (), "to leave the only backend out would leave the model with none"
 
 
-def test_a_crash_while_loading_is_tried_again_but_not_for_ever(control: Control) -> None:
+def test_a_bad_file_is_never_tried_again(control: Control) -> None:
+    control.load()
+    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    effects = control.die(pool, "bad_model_file")
+    assert none(effects, Look)
+    assert control.phase() is Phase.FAILED
+    assert control.state.exclusions == ()
+
+
+@pytest.mark.parametrize("kind", sorted(RULES))
+def test_every_class_of_failure_gets_its_restarts_and_not_one_more(
+    control: Control, kind: FailureClass
+) -> None:
+    control.load(asked=request(options={"context": 4096}))
+    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    for number in range(RULES[kind].restarts):
+        assert none(control.die(pool, kind.value, 10.0 + number), StopPool)
+        assert control.phase() is Phase.LOADING
+    assert only(control.die(pool, kind.value, 100.0), StopPool).pool == pool
+
+
+def test_a_backend_that_died_is_left_out_and_the_next_takes_over(control: Control) -> None:
+    rig = view(gpus=[radeon()])
+    pool = control.ready("small", "c1", rig)
+    assert control.state.models["small"].live[0].backend is Backend.LLAMA_SERVER_VULKAN
+    taken = [Backend.LLAMA_SERVER_VULKAN]
+    for number in range(2):
+        control.die(pool, "gpu_page_fault", 20.0 + number)
+        effects = control.die(pool, "gpu_page_fault", 21.0 + number)
+        assert only(effects, RememberLessons).exclusions == control.state.exclusions
+        pool = control.place("small", 100 * 2**20, rig)
+        control.feed(ReplicaReported(pool, replica(f"r{number + 2}")))
+        assert control.phase() is Phase.READY
+        taken.append(control.state.models["small"].live[0].backend)
+    assert taken == [Backend.LLAMA_SERVER_VULKAN, Backend.LLAMA_SERVER_ROCM, Backend.LLAMA_SERVER_CPU]
+    assert [one.node_kind for one in control.state.exclusions] == ["gfx1100", "gfx1100"]
+    assert all("gpu_page_fault" in one.reason for one in control.state.exclusions)
+
+
+def test_what_was_excluded_stays_so_over_a_restart_until_it_is_lifted(control: Control) -> None:
+    rig = view(gpus=[radeon()])
+    pool = control.ready("small", "c1", rig)
+    control.die(pool, "device_missing", 20.0)
+    lessons = control.state.exclusions
+    fresh = Control(Restored((), {}, {}, "life2", 50.0, lessons))
+    fresh.ready("small", "c1", rig)
+    assert fresh.state.models["small"].live[0].backend is Backend.LLAMA_SERVER_ROCM
+    fresh.feed(ExclusionsLifted("small", Backend.LLAMA_SERVER_CUDA, "l1", 60.0))
+    assert isinstance(fresh.answers()["l1"].error, ModelNotFound), "nothing is held against that one"
+    effects = fresh.feed(ExclusionsLifted("small", None, "l2", 61.0))
+    assert fresh.answers()["l2"].error is None
+    assert only(effects, RememberLessons).exclusions == ()
+
+
+def test_a_model_that_ran_out_of_memory_is_tried_with_less_context_if_nobody_asked_for_one(
+    control: Control,
+) -> None:
     control.load()
     pool = control.place()
-    for number in range(1, MAX_FAILED_STARTS):
-        control.feed(ReplicaReported(pool, replica(f"r{number}", "failed"), failure()))
-        assert control.phase() is Phase.LOADING
-    control.feed(ReplicaReported(pool, replica("last", "failed"), failure()))
-    assert control.phase() is Phase.FAILED
+    assert control.state.models["small"].pools[pool].plans[0].options.context == 4096
+    control.die(pool, "out_of_memory")
+    assert control.state.exclusions == ()
+    pool = control.place()
+    assert control.state.models["small"].pools[pool].plans[0].options.context == 2048
+    control.die(pool, "out_of_memory", 20.0)
+    control.look()
+    assert control.phase() is Phase.FAILED, "2048 tokens are the least"
+
+
+def test_a_context_that_was_asked_for_is_not_made_smaller(control: Control) -> None:
+    control.load(asked=request(options={"context": 4096}))
+    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    control.die(pool, "out_of_memory")
+    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    plan = control.state.models["small"].pools[pool].plans[0]
+    assert (plan.backend, plan.options.context) == (Backend.LLAMA_SERVER_ROCM, 4096)
+
+
+def test_a_replica_without_a_lease_is_placed_anew_with_nothing_held_against_the_backend(
+    control: Control,
+) -> None:
+    pool = control.ready()
+    effects = control.die(pool, NO_LEASE, 20.0)
+    assert only(effects, StopPool).pool == pool
+    assert only(effects, Look).name == "small"
+    assert control.state.exclusions == ()
 
 
 def test_a_dead_engine_is_recovered_and_its_wish_kept(control: Control) -> None:
@@ -265,9 +384,10 @@ def test_a_dead_engine_is_recovered_and_its_wish_kept(control: Control) -> None:
     assert control.phase() is Phase.RECOVERING
     assert none(effects, Forget)
     assert none(effects, StopPool)
-    assert control.state.table.routes["small"].pool == pool
+    assert control.urls() == []
     control.feed(ReplicaReported(pool, replica("r2")))
     assert control.phase() is Phase.READY
+    assert control.urls() == ["http://127.0.0.1/r2"]
     assert control.state.models["small"].failures[0].failure == "gpu_page_fault"
 
 
@@ -280,9 +400,9 @@ def test_one_dead_replica_of_two_leaves_the_model_ready(control: Control) -> Non
 
 def test_a_replica_that_vanishes_without_a_word_is_noticed(control: Control) -> None:
     pool = control.ready()
-    control.observe({pool: PoolState.UNHEALTHY}, {pool: []})
+    control.observe({pool: AppState.UNHEALTHY}, {pool: []})
     assert control.phase() is Phase.RECOVERING
-    control.observe({pool: PoolState.RUNNING})
+    control.observe({pool: AppState.RUNNING})
     assert control.phase() is Phase.RECOVERING, "no word on its replicas proves nothing"
     control.feed(ReplicaReported(pool, replica("r2")))
     assert control.phase() is Phase.READY
@@ -290,9 +410,9 @@ def test_a_replica_that_vanishes_without_a_word_is_noticed(control: Control) -> 
 
 def test_a_replica_that_serve_does_not_count_yet_is_believed(control: Control) -> None:
     pool = control.ready()
-    control.observe({pool: PoolState.STARTING}, {pool: []}, at=10.5)
+    control.observe({pool: AppState.STARTING}, {pool: []}, at=10.5)
     assert control.phase() is Phase.READY
-    control.observe({pool: PoolState.RUNNING}, {pool: []}, at=30.0)
+    control.observe({pool: AppState.RUNNING}, {pool: []}, at=30.0)
     assert control.phase() is Phase.RECOVERING
 
 
@@ -308,103 +428,100 @@ def test_a_pool_not_seen_yet_is_waited_for_and_one_that_vanished_is_started_agai
     pool = control.place()
     control.observe({})
     assert control.phase() is Phase.LOADING
-    control.observe({pool: PoolState.STARTING})
+    control.observe({pool: AppState.STARTING})
     control.feed(ReplicaReported(pool, replica()))
     effects = control.observe({})
     assert control.phase() is Phase.RESOLVING
-    assert only(effects, Resolve).name == "small"
+    assert only(effects, Look).name == "small"
     assert control.place() != pool
 
 
 def test_serve_giving_up_on_a_pool_fails_the_load_with_its_message(control: Control) -> None:
     control.load()
     pool = control.place()
-    control.observe({pool: PoolState.FAILED}, messages={pool: "no node has that resource"})
+    control.observe({pool: AppState.FAILED}, messages={pool: "no node has that resource"})
     assert control.phase() is Phase.FAILED
     assert "no node has that resource" in str(control.answers()["c1"].error)
 
 
-def test_serve_refusing_a_pool_fails_the_load(control: Control) -> None:
+def test_serve_refusing_a_pool_fails_the_load_and_gives_its_leases_back(control: Control) -> None:
     control.load()
     pool = control.place()
     effects = control.feed(PoolStartFailed(pool, "name too long", 3.0))
-    assert none(effects, StopPool)
+    assert only(effects, StopPool) == StopPool(pool, "n1")
     assert control.phase() is Phase.FAILED
 
 
 def test_a_pool_that_nobody_asked_for_is_stopped(control: Control) -> None:
-    effects = control.observe({"xgen-pool-stray": PoolState.RUNNING})
+    effects = control.observe({"xgen-pool-stray": AppState.RUNNING})
     assert only(effects, StopPool).pool == "xgen-pool-stray"
-    again = control.observe({"xgen-pool-stray": PoolState.RUNNING})
+    again = control.observe({"xgen-pool-stray": AppState.RUNNING})
     assert only(again, StopPool).pool == "xgen-pool-stray", "the first stop may have got lost"
-    assert none(control.observe({"xgen-pool-stray": PoolState.STOPPING}), StopPool)
+    assert none(control.observe({"xgen-pool-stray": AppState.STOPPING}), StopPool)
     control.observe({})
     assert control.state.stray_pools == frozenset()
 
 
 def record(pool: str | None = None, origin: Origin = Origin.API, *, proven: bool = True) -> Record:
-    return Record("small", request("small"), origin, created=1.0, proven=proven, plan=None, pool=pool)
+    pools: tuple[PoolRecord, ...] = ()
+    if pool is not None:
+        planned = Control()
+        planned.load()
+        prepare = only(planned.look(), PreparePool)
+        pools = (PoolRecord(pool, "n1", "node-n1", "x86_64", prepare.plans),)
+    return Record("small", request("small"), origin, created=1.0, proven=proven, pools=pools)
 
 
 def test_a_restart_takes_over_what_runs(control: Control) -> None:
-    fresh = Control()
-    fresh.state = ControlState()
-    fresh.effects.clear()
-    pools = {"xgen-pool-small-x-1": PoolState.RUNNING}
+    fresh = Control(None)
+    pools = {"xgen-pool-small-x-1": AppState.RUNNING}
     effects = fresh.feed(Restored((record("xgen-pool-small-x-1"),), {}, pools, "life2", 50.0))
     assert none(effects, StopPool)
-    assert none(effects, Resolve)
+    assert none(effects, Look)
     assert fresh.phase() is Phase.RECOVERING
-    assert fresh.state.table.routes["small"].pool == "xgen-pool-small-x-1"
+    assert list(fresh.state.models["small"].pools) == ["xgen-pool-small-x-1"]
     fresh.feed(ReplicaReported("xgen-pool-small-x-1", replica()))
     assert fresh.phase() is Phase.READY
 
 
 def test_a_restart_in_the_middle_of_a_load_starts_it_again() -> None:
-    fresh = Control()
-    fresh.state = ControlState()
+    fresh = Control(None)
     effects = fresh.feed(Restored((record(None, proven=False),), {}, {}, "life2", 50.0))
-    assert only(effects, Resolve).name == "small"
+    assert only(effects, Look).name == "small"
 
 
 def test_declared_models_follow_the_configuration() -> None:
-    fresh = Control()
-    fresh.state = ControlState()
-    fresh.effects.clear()
+    fresh = Control(None)
     gone = record(origin=Origin.DECLARED)
     effects = fresh.feed(
-        Restored((gone,), {"new": request("new")}, {"xgen-pool-old": PoolState.RUNNING}, "life2", 5.0)
+        Restored((gone,), {"new": request("new")}, {"xgen-pool-old": AppState.RUNNING}, "life2", 5.0)
     )
     assert only(effects, Forget).name == "small"
-    assert only(effects, Resolve).name == "new"
+    assert only(effects, Look).name == "new"
     assert only(effects, StopPool).pool == "xgen-pool-old"
     assert fresh.state.models["new"].origin is Origin.DECLARED
 
 
 def test_a_proven_model_that_fails_later_stays_wished_for(control: Control) -> None:
-    fresh = Control()
-    fresh.state = ControlState()
-    fresh.effects.clear()
+    fresh = Control(None)
     fresh.feed(Restored((record(),), {}, {}, "life2", 50.0))
     attempt = fresh.state.models["small"].attempt
-    fresh.feed(SourceFailed("small", attempt, BadModelFile("disk is away"), 51.0))
+    fresh.feed(LookFailed("small", attempt, BadModelFile("disk is away"), 51.0))
     assert fresh.phase() is Phase.FAILED
     assert none(fresh.effects, Forget)
 
 
 def test_a_wish_that_lives_on_is_tried_again_and_less_and_less_often() -> None:
-    fresh = Control()
-    fresh.state = ControlState()
-    fresh.effects.clear()
+    fresh = Control(None)
     fresh.feed(Restored((record(),), {}, {}, "life2", 0.0))
     moments = [0.0]
     for _ in range(8):
         attempt = fresh.state.models["small"].attempt
-        fresh.feed(SourceFailed("small", attempt, BadModelFile("disk is away"), moments[-1]))
+        fresh.feed(LookFailed("small", attempt, BadModelFile("disk is away"), moments[-1]))
         retry_at = fresh.state.models["small"].retry_at
         assert retry_at is not None
-        assert none(fresh.observe({}, at=retry_at - 0.1), Resolve)
-        assert only(fresh.observe({}, at=retry_at), Resolve).name == "small"
+        assert none(fresh.observe({}, at=retry_at - 0.1), Look)
+        assert only(fresh.observe({}, at=retry_at), Look).name == "small"
         moments.append(retry_at)
     pauses = [late - early for early, late in itertools.pairwise(moments)]
     assert pauses == sorted(pauses)
@@ -417,13 +534,149 @@ def test_a_wish_that_lives_on_is_tried_again_and_less_and_less_often() -> None:
 def test_a_load_that_never_worked_is_not_tried_again(control: Control) -> None:
     control.load()
     attempt = control.state.models["small"].attempt
-    control.feed(SourceFailed("small", attempt, BadModelFile("no magic"), 3.0))
-    assert none(control.observe({}, at=100_000.0), Resolve)
+    control.feed(LookFailed("small", attempt, BadModelFile("no magic"), 3.0))
+    assert none(control.observe({}, at=100_000.0), Look)
 
 
 def test_a_new_life_never_reuses_a_pool_name(control: Control) -> None:
     first = control.ready()
-    other = Control()
-    other.state = ControlState()
+    other = Control(None)
     other.feed(Restored((), {}, {}, "life2", 0.0))
     assert other.ready() != first
+
+
+# ---- the fleet ---------------------------------------------------------------------------------
+
+
+def test_replicas_go_to_as_many_nodes_as_it_takes_and_each_is_routed_to(control: Control) -> None:
+    control.load(asked=request(replicas=2))
+    tight = 11 * GIB
+    prepares = [
+        effect
+        for effect in control.look(
+            "small", 9 * GIB, view("n1", available_bytes=tight), view("n2", available_bytes=tight)
+        )
+        if isinstance(effect, PreparePool)
+    ]
+    assert {prepare.node_id for prepare in prepares} == {"n1", "n2"}
+    for number, prepare in enumerate(prepares):
+        control.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0))
+        control.feed(ReplicaReported(prepare.pool, replica(f"r{number}")))
+    assert sorted(control.urls()) == ["http://127.0.0.1/r0", "http://127.0.0.1/r1"]
+    assert control.state.models["small"].reason == "2 of 2 replicas ready"
+
+
+def test_replicas_on_one_node_are_one_pool(control: Control) -> None:
+    control.load(asked=request(replicas=2))
+    prepare = only(control.look(), PreparePool)
+    assert len(prepare.plans) == 2
+    assert only(control.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0)), StartPool).replicas == 2
+
+
+def test_a_node_that_leaves_takes_its_pools_along_and_they_move(control: Control) -> None:
+    control.feed(NodesObserved({"n1": "node-n1", "n2": "node-n2"}, 1.0))
+    moved = control.ready("small", "c1", view("n1"))
+    other = control.ready("other", "c2", view("n2"))
+    effects = control.feed(NodesObserved({"n2": "node-n2"}, 30.0))
+    assert only(effects, StopPool).pool == moved
+    assert only(effects, Look).name == "small"
+    assert control.urls() == []
+    assert control.urls("other") == ["http://127.0.0.1/r1"]
+    assert "node-n1" in control.state.models["small"].reason
+    pool = control.place("small", 100 * 2**20, view("n2"))
+    control.feed(ReplicaReported(pool, replica("r9")))
+    assert control.phase() is Phase.READY
+    assert control.state.models["other"].pools.keys() == {other}
+
+
+def test_a_model_without_a_place_says_why_and_goes_on_when_a_node_joins(control: Control) -> None:
+    control.feed(NodesObserved({"n1": "node-n1"}, 1.0))
+    control.ready()
+    control.feed(NodesObserved({}, 30.0))
+    effects = control.look("small", 100 * GIB, view("n2"), at=31.0)
+    assert none(effects, Forget), "it has served once: the wish stays"
+    assert control.phase() is Phase.FAILED
+    assert "node-n2" in control.state.models["small"].reason
+    effects = control.feed(NodesObserved({"n3": "node-n3"}, 32.0))
+    assert only(effects, Look).name == "small"
+
+
+def test_one_replica_lost_leaves_the_other_serving_and_the_reason_in_sight(control: Control) -> None:
+    control.feed(NodesObserved({"n1": "one", "n2": "two"}, 1.0))
+    control.load(asked=request(replicas=2))
+    tight = 11 * GIB
+    views = [view("n1", available_bytes=tight), view("n2", available_bytes=tight)]
+    for effect in control.look("small", 9 * GIB, *views):
+        if isinstance(effect, PreparePool):
+            control.feed(PoolPrepared(effect.pool, effect.plans, 3.0))
+            control.feed(ReplicaReported(effect.pool, replica(f"on-{effect.node_id}")))
+    control.feed(NodesObserved({"n2": "two"}, 30.0))
+    assert control.phase() is Phase.READY
+    assert control.urls() == ["http://127.0.0.1/on-n2"]
+    control.look("small", 9 * GIB, view("n2", available_bytes=2 * GIB), at=31.0)
+    model = control.state.models["small"]
+    assert model.phase is Phase.READY
+    assert model.shortfall is not None
+    assert model.retry_at is not None
+
+
+def idle_pair(control: Control) -> None:
+    """``old`` has 9 of the node's 11 GiB and nobody uses it."""
+    control.load("old", "c1")
+    pool = control.place("old", 9 * GIB, view(available_bytes=11 * GIB))
+    control.feed(ReplicaReported(pool, replica()))
+
+
+def crowded(control: Control) -> NodeView:
+    """The node as it is with ``old`` on it."""
+    return view(available_bytes=11 * GIB - 9 * GIB)
+
+
+def test_a_load_that_would_fit_without_idle_models_says_which(control: Control) -> None:
+    idle_pair(control)
+    control.load("new", "c2")
+    control.look("new", 8 * GIB, crowded(control), at=10.0 + IDLE_S * 2)
+    error = control.answers()["c2"].error
+    assert isinstance(error, PlacementRefused)
+    assert "old" in error.message
+    assert control.phase("old") is Phase.READY
+
+
+def test_idle_models_make_room_if_the_load_says_so(control: Control) -> None:
+    idle_pair(control)
+    control.load("new", "c2", request("new", evict="idle"))
+    effects = control.look("new", 8 * GIB, crowded(control), at=10.0 + IDLE_S * 2)
+    assert only(effects, Forget).name == "old"
+    assert control.phase("old") is Phase.UNLOADING
+    assert "old" in control.state.models["new"].reason
+    effects = control.observe({}, at=200.0)
+    assert "old" not in control.state.models
+    assert only(effects, Look).name == "new"
+    control.place("new", 8 * GIB, view(available_bytes=11 * GIB))
+    assert control.phase("new") is Phase.LOADING
+
+
+def test_a_model_in_use_is_not_idle(control: Control) -> None:
+    idle_pair(control)
+    control.feed(UseReported({"old": 10.0 + IDLE_S * 2 - 1}))
+    control.load("new", "c2", request("new", evict="idle"))
+    control.look("new", 8 * GIB, crowded(control), at=10.0 + IDLE_S * 2)
+    assert control.phase("old") is Phase.READY
+    assert control.phase("new") is Phase.FAILED
+
+
+def test_what_an_engine_really_took_is_kept_for_the_next_plan(control: Control) -> None:
+    pool = control.ready()
+    seen = Observation(model_key(facts()), Backend.LLAMA_SERVER_CPU, "ram", GIB, 2 * GIB)
+    effects = control.feed(ReplicaReported(pool, replica(), observations=(seen,)))
+    assert only(effects, RememberLessons).observations == (seen,)
+    control.load("small", "c9", request("small"))
+    fresh = Control(Restored((), {}, {}, "life2", 50.0, (), (seen,)))
+    before, after = Control(), fresh
+    for world in (before, after):
+        world.load()
+        world.place()
+    bills = [
+        next(iter(world.state.models["small"].pools.values())).plans[0].footprint for world in (before, after)
+    ]
+    assert bills[1].total_bytes > bills[0].total_bytes

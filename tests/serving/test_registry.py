@@ -8,18 +8,19 @@ import pytest
 
 from tests.serving.builders import facts, inventory, request
 from xgen_ray.errors import ConfigError
-from xgen_ray.placement import plan
-from xgen_ray.placement.types import Plan
+from xgen_ray.placement import Exclusion, Observation, plan
+from xgen_ray.placement.types import Backend, Plan
 from xgen_ray.schema import Origin
 from xgen_ray.serving.registry import Registry
-from xgen_ray.serving.state import Record
+from xgen_ray.serving.state import PoolRecord, Record
 
 
 def record(name: str = "small") -> Record:
     world = inventory()
     decided = plan(facts(name), request(name).options, world.snapshot, world.statuses, usage=world.usage)
     assert isinstance(decided, Plan)
-    return Record(name, request(name, replicas=2), Origin.API, 12.5, proven=True, plan=decided, pool="p")
+    pool = PoolRecord("p", "n1", "box", "x86_64", (decided, decided))
+    return Record(name, request(name, replicas=2), Origin.API, 12.5, proven=True, pools=(pool,))
 
 
 def test_a_record_comes_back_equal_from_another_life(tmp_path: Path) -> None:
@@ -33,6 +34,20 @@ def test_a_record_comes_back_equal_from_another_life(tmp_path: Path) -> None:
     second.forget("a")
     second.forget("never there")
     assert [found.name for found in second.records()[0]] == ["b"]
+    second.close()
+
+
+def test_lessons_come_back_and_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    exclusion = Exclusion(Backend.LLAMA_SERVER_ROCM, "gfx1151", "on apu: page fault", "small (9 bytes)")
+    observation = Observation("small (9 bytes)", Backend.LLAMA_SERVER_CPU, "ram", 10, 12)
+    first = Registry(tmp_path / "models.db")
+    assert first.lessons() == ((), ())
+    first.remember_lessons([exclusion], [observation])
+    first.close()
+    second = Registry(tmp_path / "models.db")
+    assert second.lessons() == ((exclusion,), (observation,))
+    second.remember_lessons([], [observation])
+    assert second.lessons() == ((), (observation,))
     second.close()
 
 

@@ -6,9 +6,11 @@ from xgen_ray.schema import (
     BackendsReport,
     Endpoint,
     GPUsReport,
+    LiftRequest,
     LoadRequest,
     LogPage,
     ModelStatus,
+    NodesReport,
     PlanReport,
     ServedModel,
     StatusReport,
@@ -62,3 +64,9 @@ class ControlPlane(Protocol):
     async def gpus(self) -> GPUsReport: ...
 
     async def backends(self) -> BackendsReport: ...
+
+    async def nodes(self) -> NodesReport:
+        """Every node, also one that does not answer, with why."""
+
+    async def lift(self, request: LiftRequest) -> None:
+        """Forget what was learned against backends of a model. Raises ModelNotFound if nothing was."""

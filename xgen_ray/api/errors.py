@@ -37,6 +37,8 @@ STATUS: Mapping[type[errors.XgenRayError], tuple[int, str]] = MappingProxyType(
         errors.EngineFailed: (502, "engine_error"),
         errors.EngineUnreachable: (502, "engine_error"),
         errors.NotReady: (503, "not_ready_error"),
+        errors.HeadUnreachable: (502, SERVER),
+        errors.NodeNotStarted: (500, SERVER),
         errors.ConfigError: (500, SERVER),
     }
 )

@@ -22,9 +22,11 @@ from xgen_ray.schema import (
     NAME_PATTERN,
     BackendsReport,
     GPUsReport,
+    LiftRequest,
     LoadRequest,
     LogPage,
     ModelStatus,
+    NodesReport,
     PlanReport,
     StatusReport,
     Wire,
@@ -99,6 +101,15 @@ def _routes(control: ControlPlane, follow_interval_s: float) -> APIRouter:
     @router.get("/backends", summary="Backends per node, available or why not")
     async def backends() -> BackendsReport:
         return await control.backends()
+
+    @router.get("/nodes", summary="Nodes: hardware, tags, leases, live figures, models")
+    async def nodes() -> NodesReport:
+        return await control.nodes()
+
+    @router.post("/lift", status_code=204, summary="Give excluded backends another chance")
+    async def lift(body: LiftRequest) -> None:
+        """A backend that failed on a model is left out until this is called; its status says which."""
+        await control.lift(body)
 
     @router.get("/status", summary="Models: state, replicas, backend and why")
     async def status() -> StatusReport:

@@ -83,6 +83,14 @@ class ChildEngine:
             return EngineStatus(pid, False, None)
         return EngineStatus(pid, True, await self._client.load(self._plan.options.slots))
 
+    async def trouble(self, patience_s: float) -> str | None:
+        if not self.is_loaded or self._client is None:
+            return None
+        try:
+            return await self._client.trouble(self._plan.facts, self._plan.options.task, patience_s)
+        except (TimeoutError, httpx.TransportError):
+            return None
+
     async def wait(self) -> Failure:
         if self._child is None:
             raise WrongState("the engine was not started: call load first")

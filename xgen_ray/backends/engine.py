@@ -79,6 +79,14 @@ class EngineAdapter(Protocol):
         """How it is. Never raises, never takes long."""
         ...
 
+    async def trouble(self, patience_s: float) -> str | None:
+        """What a loaded engine does instead of computing, as words that follow "it"; None if it computes.
+
+        None too where that is not known: it has ended, or gave no answer within ``patience_s``, which an
+        engine with much to do may not. Never raises.
+        """
+        ...
+
     async def wait(self) -> Failure:
         """Return when the engine has ended, with why. One that was told to stop ends as STOPPED."""
         ...

@@ -66,21 +66,36 @@ class EngineClient:
         ``/health`` says 200 while every request fails, so only this counts as ready. A connection that
         breaks raises ``httpx.TransportError``: then it is the engine's death that explains it.
         """
+        try:
+            trouble = await self.trouble(facts, task, deadline_s)
+        except TimeoutError as late:
+            trouble = str(late)
+        if trouble is not None:
+            raise EngineFailed(
+                f"the engine started but cannot compute: it {trouble}. Try another backend, or read its log.",
+                FailureClass.CANARY_FAILED,
+            )
+
+    async def trouble(self, facts: ModelFacts, task: ModelTask, deadline_s: float) -> str | None:
+        """What the engine does when it is asked to compute the least there is; None: it computes.
+
+        Raises ``TimeoutError`` when it gives no answer, which one with much to do may not, and
+        ``httpx.TransportError`` when the connection breaks.
+        """
         path, body = _canary_request(facts, task)
         try:
             async with asyncio.timeout(deadline_s):
                 answer = await self._http.post(path, json=body, timeout=deadline_s)
         except (TimeoutError, httpx.TimeoutException):
-            raise _canary_failed(f"gave no answer to {path} within {deadline_s:g} s") from None
+            raise TimeoutError(f"gave no answer to {path} within {deadline_s:g} s") from None
         shown = " ".join(answer.text.split())[:_SHOWN_CHARS]
         if answer.status_code != 200:
-            raise _canary_failed(f"answered {path} with {answer.status_code}: {shown}")
+            return f"answered {path} with {answer.status_code}: {shown}"
         try:
             useful = _computed(answer.json(), task)
         except (ValueError, LookupError, TypeError, AttributeError):
             useful = False
-        if not useful:
-            raise _canary_failed(f"answered {path} with 200 but without a result: {shown}")
+        return None if useful else f"answered {path} with 200 but without a result: {shown}"
 
 
 def read_load(metrics: str, slots: int) -> EngineLoad | None:
@@ -118,10 +133,3 @@ def _computed(body: Any, task: ModelTask) -> bool:
             body["results"]
         )
     return bool(body["choices"]) and body["usage"]["completion_tokens"] >= 1
-
-
-def _canary_failed(what: str) -> EngineFailed:
-    return EngineFailed(
-        f"the engine started but cannot compute: it {what}. Try another backend, or read its log.",
-        FailureClass.CANARY_FAILED,
-    )

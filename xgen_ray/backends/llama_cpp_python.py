@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Final, Self
 
+import httpx
 import uvicorn
 
 from xgen_ray.backends.child_engine import engine_failed
@@ -168,6 +169,14 @@ class LlamaCppPython:
             # It computes one request at a time; the others stand in line inside.
             load = EngineLoad(running=min(inside, 1), waiting=max(inside - 1, 0), slots=1)
         return EngineStatus(os.getpid(), self.is_loaded, load)
+
+    async def trouble(self, patience_s: float) -> str | None:
+        if not self.is_loaded or self._client is None:
+            return None
+        try:
+            return await self._client.trouble(self._plan.facts, self._plan.options.task, patience_s)
+        except (TimeoutError, httpx.TransportError):
+            return None
 
     async def wait(self) -> Failure:
         await self._ended.wait()

@@ -13,9 +13,13 @@ from xgen_ray.cli import options, output
 from xgen_ray.cli.bench import bench
 from xgen_ray.cli.chat import chat
 from xgen_ray.cli.detect import detect
+from xgen_ray.cli.doctor import doctor
 from xgen_ray.cli.exits import CommandError, ExitCode, code_of_error
+from xgen_ray.cli.lift import lift
 from xgen_ray.cli.load import load
 from xgen_ray.cli.logs import logs
+from xgen_ray.cli.node import node
+from xgen_ray.cli.nodes import nodes
 from xgen_ray.cli.plan import plan
 from xgen_ray.cli.ps import ps
 from xgen_ray.cli.unload import unload
@@ -84,12 +88,16 @@ _MODELS = "Models"
 _USE = "Inference"
 
 app.command(rich_help_panel=_SERVE)(up)
+app.command(rich_help_panel=_SERVE)(node)
+app.command(rich_help_panel=_SERVE)(nodes)
 app.command(rich_help_panel=_LOOK)(detect)
+app.command(rich_help_panel=_LOOK)(doctor)
 app.command(rich_help_panel=_LOOK, epilog=options.option_list())(plan)
 app.command(rich_help_panel=_MODELS, epilog=options.option_list())(load)
 app.command(rich_help_panel=_MODELS)(unload)
 app.command(rich_help_panel=_MODELS)(ps)
 app.command(rich_help_panel=_MODELS)(logs)
+app.command(rich_help_panel=_MODELS)(lift)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(bench)
 

@@ -1,23 +1,88 @@
-"""The backends that placement weighed, as a table: ``plan`` and a refused ``load`` show it alike."""
+"""What placement weighed, as tables: ``plan`` and a refused ``load`` show it alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from xgen_ray.cli import output
 from xgen_ray.placement.sizes import gib
-from xgen_ray.schema import CandidateReport
+from xgen_ray.schema import CandidateReport, VerdictReport
+
+# More nodes than this that say the same are counted, not named.
+_NAMED = 3
 
 
-def candidate_table(candidates: Sequence[CandidateReport]) -> Table:
-    """Return one row a backend, in the order in which they were weighed."""
-    result = output.table("BACKEND", "FITS", "NEEDS", "WHY")
+def weighed(verdicts: Sequence[VerdictReport], candidates: Sequence[CandidateReport]) -> list[Table]:
+    """Return the tables that tell why and why not: the nodes, then the backends of each.
+
+    One node needs no table of nodes, unless its own word is all that there is.
+    """
+    tables = []
+    if len(verdicts) > 1 or (verdicts and not candidates):
+        tables.append(_node_table(verdicts))
+    if candidates:
+        tables.append(candidate_table(candidates, of_several=len(verdicts) > 1))
+    return tables
+
+
+def candidate_table(candidates: Sequence[CandidateReport], *, of_several: bool = False) -> Table:
+    """Return one row a backend, in the order in which they were weighed.
+
+    Where there are several nodes (``of_several``: in the fleet, if not in these rows), they are the first
+    column; those that answer alike share their rows.
+    """
+    by_node: dict[str | None, list[CandidateReport]] = {}
     for candidate in candidates:
-        needs = gib(candidate.needs_bytes) if candidate.needs_bytes is not None else None
+        by_node.setdefault(candidate.node, []).append(candidate)
+    columns = ("BACKEND", "FITS", "NEEDS", "WHY")
+    if len(by_node) == 1 and not of_several:
+        result = output.table(*columns)
+        for candidate in candidates:
+            result.add_row(*_cells(candidate))
+        return result
+    result = output.table("NODE", *columns, folded=("NODE",))
+    alike: dict[tuple[CandidateReport, ...], list[str]] = {}
+    for node, told in by_node.items():
+        said = tuple(candidate.model_copy(update={"node": None}) for candidate in told)
+        alike.setdefault(said, []).append(node or "-")
+    for said, nodes in alike.items():
+        for candidate in said:
+            result.add_row(output.cell(names(nodes)), *_cells(candidate))
+    return result
+
+
+def names(nodes: Iterable[str]) -> str:
+    """Return the names in a row: a few of them, the others as a number."""
+    known = list(nodes)
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    return ", ".join(known[:_NAMED]) + more
+
+
+def _node_table(verdicts: Sequence[VerdictReport]) -> Table:
+    result = output.table("NODE", "FITS", "WHY", folded=("NODE",))
+    alike: dict[tuple[bool | None, tuple[str, ...]], list[str]] = {}
+    for verdict in verdicts:
+        alike.setdefault((verdict.fits, verdict.reasons), []).append(verdict.node)
+    for (fits, reasons), nodes in alike.items():
         result.add_row(
-            output.cell(candidate.backend.value, "bold" if candidate.fits else ""),
-            output.cell("yes", "green") if candidate.fits else output.cell("no"),
-            output.cell(needs),
-            output.cell("; ".join(candidate.reasons)),
+            output.cell(names(nodes), "bold" if fits else ""), _fits(fits), output.cell("; ".join(reasons))
         )
     return result
+
+
+def _cells(candidate: CandidateReport) -> tuple[Text, Text, Text, Text]:
+    needs = gib(candidate.needs_bytes) if candidate.needs_bytes is not None else None
+    return (
+        output.cell(candidate.backend.value, "bold" if candidate.fits else ""),
+        _fits(candidate.fits),
+        output.cell(needs),
+        output.cell("; ".join(candidate.reasons)),
+    )
+
+
+def _fits(fits: bool | None) -> Text:
+    """Return the word for it; a dash where nobody has tried."""
+    if fits is None:
+        return output.cell(None)
+    return output.cell("yes", "green") if fits else output.cell("no")

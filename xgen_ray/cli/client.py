@@ -17,7 +17,15 @@ from pydantic import BaseModel, ValidationError
 from xgen_ray import __version__
 from xgen_ray.bench.sse import Delta, EventDecoder, error_text, read_delta
 from xgen_ray.cli.exits import CommandError, ExitCode, code_of_answer
-from xgen_ray.schema import LoadRequest, LogPage, ModelStatus, PlanReport, StatusReport
+from xgen_ray.schema import (
+    LiftRequest,
+    LoadRequest,
+    LogPage,
+    ModelStatus,
+    NodesReport,
+    PlanReport,
+    StatusReport,
+)
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -86,6 +94,19 @@ class Server:
     def unload(self, name: str) -> ModelStatus:
         return self._management("POST", "unload", ModelStatus, body={"name": name})
 
+    def nodes(self) -> NodesReport:
+        """Return every node of the cluster, also those that do not answer."""
+        return self._management("GET", "nodes", NodesReport)
+
+    def lift(self, request: LiftRequest) -> None:
+        """Give excluded backends of a model another chance. Raises ``ServerRefusal`` if there are none."""
+        body = request.model_dump(mode="json", exclude_defaults=True)
+        with self._translated():
+            response = self._http.post(f"{_MANAGEMENT}/lift", json=body)
+        if response.status_code != httpx.codes.NO_CONTENT:
+            self._checked(response, ours=True)
+            raise self._stranger(response)
+
     def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
         query = {"model": name, "after": str(after), "limit": str(limit)}
         if replica_id is not None:
@@ -148,11 +169,7 @@ class Server:
         error = data.get("error") if isinstance(data, dict) else None
         code = error.get("code") if isinstance(error, dict) else None
         if not isinstance(error, dict) or (ours and not isinstance(code, str)):
-            message = (
-                f"{self.url} answers, but not as xgen-ray does (HTTP {response.status_code} for "
-                f"{response.url.path}). Is this the right address and port?"
-            )
-            raise CommandError(ExitCode.UNREACHABLE, message)
+            raise self._stranger(response)
         code = code if isinstance(code, str) else None
         details = error.get("details")
         raise ServerRefusal(
@@ -162,6 +179,13 @@ class Server:
             code,
             details if isinstance(details, dict) else {},
         )
+
+    def _stranger(self, response: httpx.Response) -> CommandError:
+        message = (
+            f"{self.url} answers, but not as xgen-ray does (HTTP {response.status_code} for "
+            f"{response.url.path}). Is this the right address and port?"
+        )
+        return CommandError(ExitCode.UNREACHABLE, message)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -5,19 +5,21 @@ import os
 import platform
 from pathlib import Path
 
-from xgen_ray.models import ModelFacts, download, inspect, parse_source
+from xgen_ray.errors import ModelNotFound
+from xgen_ray.models import ModelFacts, download, inspect, inspect_remote, parse_source
 from xgen_ray.placement import plan
 from xgen_ray.schema import LoadRequest, PlanReport
 from xgen_ray.serving.inventory import InventoryReader
-from xgen_ray.serving.reports import plan_report
+from xgen_ray.serving.reports import one_node_report
 from xgen_ray.settings import engine_environment, xdg_dir
 
 
 def plan_here(request: LoadRequest) -> PlanReport:
     """Weigh every backend of this machine for ``request``.
 
-    Downloads nothing: a model of the hub must have been fetched before. Raises what the model's files
-    deserve (``ModelNotFound``, ``BadModelFile``); a refusal is a report.
+    Fetches no weights: of a model that is not in the cache the hub is asked for headers and configuration
+    alone. Raises what the model's files deserve (``ModelNotFound``, ``BadModelFile``, ``DownloadFailed``);
+    a refusal is a report.
     """
     cache_dir = xdg_dir("XDG_CACHE_HOME", ".cache")
     facts = _facts(request.model, cache_dir / "hub")
@@ -33,10 +35,16 @@ def plan_here(request: LoadRequest) -> PlanReport:
         usage=inventory.usage,
         policy=inventory.policy,
     )
-    return plan_report(request.model, decision)
+    return one_node_report(request.model, decision)
 
 
 def _facts(model: str, hub_dir: Path) -> ModelFacts:
     source = parse_source(model)
     # Whoever runs this may read the file anyway: the server's list of allowed folders is not for them.
-    return inspect(source.path if source.path is not None else download(source, hub_dir, offline=True))
+    if source.path is not None:
+        return inspect(source.path)
+    try:
+        cached = download(source, hub_dir, offline=True)
+    except ModelNotFound:
+        return inspect_remote(source, cache_dir=hub_dir)
+    return inspect(cached)

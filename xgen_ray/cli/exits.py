@@ -54,6 +54,7 @@ _BY_CLASS: Mapping[type[errors.XgenRayError], ExitCode] = MappingProxyType(
         errors.NameConflict: ExitCode.USAGE,
         errors.WrongState: ExitCode.USAGE,
         errors.BadModelFile: ExitCode.USAGE,
+        errors.HeadUnreachable: ExitCode.UNREACHABLE,
         errors.ConfigError: ExitCode.USAGE,
         errors.PlacementRefused: ExitCode.REFUSED,
     }

@@ -1,7 +1,7 @@
 """``load``."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -9,11 +9,11 @@ import typer
 from pydantic import ValidationError
 
 from xgen_ray.cli import options, output
-from xgen_ray.cli.candidates import candidate_table
+from xgen_ray.cli.candidates import weighed
 from xgen_ray.cli.client import Server, ServerRefusal
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.cli.waiting import follow, interruptible, progress_shown
-from xgen_ray.schema import CandidateReport, ModelStatus, Phase
+from xgen_ray.schema import CandidateReport, ModelStatus, Phase, VerdictReport
 
 _BODIES = {
     "embed": ("embeddings", '"input":"Hello"'),
@@ -43,6 +43,9 @@ def load(
             "--timeout", min=1, metavar="SECONDS", help="Wait at most this many seconds; the load goes on."
         ),
     ] = 1800,
+    node: options.Nodes = None,
+    evict: options.Evict = options.Eviction.NEVER,
+    spread: options.Spread = False,
     backend: options.BackendChoice = None,
     context: options.Context = None,
     slots: options.Slots = None,
@@ -62,11 +65,15 @@ def load(
       xgen-ray load ./model.gguf --name small
       xgen-ray load hf:org/name:model-q4_k_m.gguf --context 8192 --slots 4
       xgen-ray load /models/big --backend vllm-cuda --gpu 0,1 -o dtype=bfloat16
+      xgen-ray load hf:org/name --replicas 3 --spread --evict idle
     """
     request = options.load_request(
         model,
         name=name,
         replicas=replicas,
+        nodes=node,
+        evict=evict,
+        spread=spread,
         backend=backend,
         context=context,
         slots=slots,
@@ -88,11 +95,11 @@ def load(
 
 
 def _start(server: Server, load: Callable[[], ModelStatus]) -> ModelStatus:
-    """Start the load; a refusal shows every backend that was weighed before it is raised."""
+    """Start the load; a refusal shows all that was weighed before it is raised."""
     try:
         return load()
     except ServerRefusal as refusal:
-        _show_candidates(_refused_candidates(refusal))
+        _show_weighed((), _refused_candidates(refusal))
         raise
 
 
@@ -102,9 +109,14 @@ def _refused_candidates(refusal: ServerRefusal) -> list[CandidateReport]:
     candidates = []
     for item in told if isinstance(told, list) else ():
         # A backend that is newer than this program is no reason to hide the others.
-        with suppress(KeyError, TypeError, ValidationError):
+        with suppress(AttributeError, KeyError, TypeError, ValidationError):
             candidates.append(
-                CandidateReport(backend=item["backend"], fits=False, reasons=tuple(item["reasons"]))
+                CandidateReport(
+                    node=item.get("node"),
+                    backend=item["backend"],
+                    fits=False,
+                    reasons=tuple(item["reasons"]),
+                )
             )
     return candidates
 
@@ -113,7 +125,7 @@ def _failure(status: ModelStatus) -> CommandError:
     """Return the error of a failed load, having shown what it is made of."""
     console = output.stderr()
     if status.plan is not None and not status.plan.accepted:
-        _show_candidates(status.plan.candidates)
+        _show_weighed(status.plan.nodes, status.plan.candidates)
         return CommandError(ExitCode.REFUSED, status.reason or status.plan.message)
     last = max(status.failures, key=lambda failure: failure.at, default=None)
     if last is not None:
@@ -123,9 +135,11 @@ def _failure(status: ModelStatus) -> CommandError:
     return CommandError(ExitCode.FAILED, f"{status.name}: {status.reason}", hint)
 
 
-def _show_candidates(candidates: tuple[CandidateReport, ...] | list[CandidateReport]) -> None:
-    if candidates:
-        output.stderr().print(candidate_table(candidates))
+def _show_weighed(verdicts: Sequence[VerdictReport], candidates: Sequence[CandidateReport]) -> None:
+    console = output.stderr()
+    for table in weighed(verdicts, candidates):
+        console.print(table)
+        console.print()
 
 
 def _tell_success(server: Server, status: ModelStatus, took_s: float | None) -> None:
@@ -136,7 +150,8 @@ def _tell_success(server: Server, status: ModelStatus, took_s: float | None) -> 
         )
         return
     where = sorted({replica.node for replica in status.replicas})
-    on = f" on {status.backend.value}" if status.backend else ""
+    backends = [pool.backend.value for pool in status.pools] or [status.backend or ""]
+    on = f" on {', '.join(dict.fromkeys(backends))}" if any(backends) else ""
     at = f" ({', '.join(where)})" if where else ""
     after = f" after {output.duration(took_s)}" if took_s is not None and took_s >= 1 else ""
     console.print(f"{status.name} is ready{on}{at}{after}")

@@ -7,7 +7,7 @@ import shlex
 import textwrap
 import types
 from collections.abc import Sequence
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,9 +25,18 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 _SERVER = "Server"
 _ENGINE = "Engine"
+_PLACE = "Place"
 _HELP_WIDTH = 78
 # A name before a colon: hf:, and https:, which the server refuses in its own words.
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+
+
+class Eviction(StrEnum):
+    """What a load may unload."""
+
+    IDLE = "idle"
+    NEVER = "never"
+
 
 Url = Annotated[
     str, typer.Option("--url", envvar="XGEN_RAY_URL", help="Where the server is.", rich_help_panel=_SERVER)
@@ -73,6 +82,34 @@ Slots = Annotated[
         "--slots", help="Requests served at the same time.", show_default=False, rich_help_panel=_ENGINE
     ),
 ]
+Nodes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node",
+        metavar="NODE",
+        help="Only on this node, by the name or id that nodes shows. May be given again.",
+        show_default=False,
+        rich_help_panel=_PLACE,
+    ),
+]
+Evict = Annotated[
+    Eviction,
+    typer.Option(
+        "--evict",
+        metavar="idle|never",
+        help="What may be unloaded to make room: models that nobody uses, or none.",
+        rich_help_panel=_PLACE,
+    ),
+]
+Spread = Annotated[
+    bool,
+    typer.Option(
+        "--spread",
+        metavar=FLAG,
+        help="Take the emptiest GPU and node first, not the fullest.",
+        rich_help_panel=_PLACE,
+    ),
+]
 Gpus = Annotated[
     list[str] | None,
     typer.Option(
@@ -101,6 +138,9 @@ def load_request(
     *,
     name: str | None = None,
     replicas: int = 1,
+    nodes: Sequence[str] | None = None,
+    evict: Eviction = Eviction.NEVER,
+    spread: bool = False,
     backend: Backend | None = None,
     context: int | None = None,
     slots: int | None = None,
@@ -108,9 +148,18 @@ def load_request(
     pairs: Sequence[str] | None = None,
 ) -> LoadRequest:
     """Return the request that a command line asks for. Raises ``CommandError`` with the field at fault."""
-    options = engine_options(backend=backend, context=context, slots=slots, gpus=gpus, pairs=pairs)
+    options = engine_options(
+        backend=backend, context=context, slots=slots, gpus=gpus, pairs=pairs, spread=spread
+    )
     try:
-        return LoadRequest(model=absolute(model), name=name, replicas=replicas, options=options)
+        return LoadRequest(
+            model=absolute(model),
+            name=name,
+            replicas=replicas,
+            nodes=tuple(dict.fromkeys(nodes)) if nodes else None,
+            evict=evict.value,
+            options=options,
+        )
     except ValidationError as error:
         raise _usage(error, "--") from None
 
@@ -122,6 +171,7 @@ def engine_options(
     slots: int | None = None,
     gpus: Sequence[str] | None = None,
     pairs: Sequence[str] | None = None,
+    spread: bool = False,
 ) -> EngineOptions:
     """Return the options from their own flags and from ``name=value`` pairs; none may be given twice."""
     values: dict[str, Any] = {}
@@ -129,6 +179,8 @@ def engine_options(
     values.update({name: value for name, value in flags.items() if value is not None})
     if gpus:
         values["gpus"] = _gpus(gpus)
+    if spread:
+        values["spread"] = True
     for pair in pairs or ():
         name, value = _pair(pair)
         if name in values:

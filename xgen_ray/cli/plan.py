@@ -1,5 +1,7 @@
 """``plan``: what would be placed where, and why not elsewhere, without doing it."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -7,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from xgen_ray.cli import options, output
-from xgen_ray.cli.candidates import candidate_table
+from xgen_ray.cli.candidates import weighed
 from xgen_ray.cli.client import Server, is_loopback
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.placement.sizes import gib
-from xgen_ray.schema import LoadRequest, PlanReport
+from xgen_ray.schema import AssignmentReport, LoadRequest, PlanReport
 
 
 def plan(
@@ -22,6 +24,12 @@ def plan(
             "--local", metavar=options.FLAG, help="For this machine, with all its memory; asks no server."
         ),
     ] = False,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, max=64, metavar="N", help="Engines to find a place for.")
+    ] = 1,
+    node: options.Nodes = None,
+    evict: options.Evict = options.Eviction.NEVER,
+    spread: options.Spread = False,
     backend: options.BackendChoice = None,
     context: options.Context = None,
     slots: options.Slots = None,
@@ -33,19 +41,32 @@ def plan(
 ) -> None:
     """Show how a model would be run, and why not otherwise.
 
-    Changes nothing. Asks the server, which knows what is free; where none
-    runs, plans for this
-    machine. Exit code 5 says that nothing fits.
+    Changes nothing and fetches no weights. Asks the server, which knows what
+    is free on every node; where none runs, plans for this machine. Exit code 5
+    says that nothing fits.
 
     Examples:
 
       xgen-ray plan ./model.gguf
       xgen-ray plan ./model.gguf --context 32768 --gpu 0 -o kv_cache_type=q8_0
+      xgen-ray plan hf:org/name --replicas 2 --node gpu-1 --node gpu-2
       xgen-ray plan hf:org/name --local --json | jq .message
     """
     request = options.load_request(
-        model, backend=backend, context=context, slots=slots, gpus=gpu, pairs=option
+        model,
+        replicas=replicas,
+        nodes=node,
+        evict=evict,
+        spread=spread,
+        backend=backend,
+        context=context,
+        slots=slots,
+        gpus=gpu,
+        pairs=option,
     )
+    if local and (misplaced := _of_a_fleet(request)):
+        message = f"--local plans for this machine alone, as one engine; {misplaced} needs a server."
+        raise CommandError(ExitCode.USAGE, message)
     report = _planned_here(request) if local else _asked(request, url, api_key)
     if as_json:
         output.print_json(report)
@@ -61,10 +82,20 @@ def _asked(request: LoadRequest, url: str, api_key: str | None) -> PlanReport:
             return server.plan(request)
         except CommandError as error:
             # A plan for this machine says nothing about another one.
-            if error.exit_code is not ExitCode.UNREACHABLE or not is_loopback(server.url):
+            here = is_loopback(server.url) and _of_a_fleet(request) is None
+            if error.exit_code is not ExitCode.UNREACHABLE or not here:
                 raise
     output.stderr().print(f"No server answers at {url}: this is for the machine as it is.", style="dim")
     return _planned_here(request)
+
+
+def _of_a_fleet(request: LoadRequest) -> str | None:
+    """Return the option that only a server can answer to, if one is given."""
+    if request.nodes is not None:
+        return "--node"
+    if request.evict != "never":
+        return "--evict"
+    return "--replicas" if request.replicas > 1 else None
 
 
 def _planned_here(request: LoadRequest) -> PlanReport:
@@ -76,10 +107,14 @@ def _planned_here(request: LoadRequest) -> PlanReport:
 def _rendered(report: PlanReport) -> RenderableType:
     style = "bold" if report.accepted else "bold red"
     parts: list[RenderableType] = [Text(output.plain(report.message), style=style), Text("")]
-    if report.candidates:
-        parts += [candidate_table(report.candidates), Text("")]
+    if len(report.assignments) > 1:
+        parts += [_places(report.assignments), Text("")]
+    for table in weighed(report.nodes, report.candidates):
+        parts += [table, Text("")]
     if report.footprint:
         parts += [_bill(report), Text("")]
+    if report.evict:
+        parts.append(_leaving(report))
     if report.gpus:
         parts.append(_line("gpus", ", ".join(report.gpus)))
     if report.options:
@@ -91,6 +126,28 @@ def _rendered(report: PlanReport) -> RenderableType:
     while isinstance(parts[-1], Text) and not parts[-1].plain:
         parts.pop()
     return Group(*parts)
+
+
+def _places(assignments: Sequence[AssignmentReport]) -> RenderableType:
+    """Where the replicas go; those that go the same way share a row."""
+    result = output.table("REPLICAS", "NODE", "BACKEND", "MEMORY", "GPUS", "WHY", folded=("NODE", "GPUS"))
+    for place, count in Counter(assignments).items():
+        result.add_row(
+            output.cell(count),
+            output.cell(place.node, "bold"),
+            output.cell(place.backend.value),
+            output.cell(gib(place.footprint_bytes)),
+            output.cell(", ".join(place.gpus)),
+            output.cell(place.why),
+        )
+    return result
+
+
+def _leaving(report: PlanReport) -> Text:
+    leaving = ", ".join(report.evict)
+    if report.accepted:
+        return _line("leaves", f"{leaving}: idle, unloaded first", "yellow")
+    return _line("instead", f"--evict idle unloads {leaving} first, which nobody uses", "yellow")
 
 
 def _bill(report: PlanReport) -> RenderableType:

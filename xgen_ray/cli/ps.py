@@ -1,20 +1,20 @@
 """``ps``: the models, where they run and why they are as they are."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from xgen_ray.cli import options, output
+from xgen_ray.cli import options, output, watching
 from xgen_ray.cli.client import Server
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.placement.sizes import gib
-from xgen_ray.schema import ModelStatus, StatusReport
+from xgen_ray.schema import ExclusionReport, ModelStatus, StatusReport
 
 
 def ps(
@@ -34,6 +34,10 @@ def ps(
 ) -> None:
     """List the models, or tell all of one.
 
+    WHERE has each node with its engines, `x2` where there are two. Of one model
+    it shows its pools (the engines of a node), what runs, why, and which
+    backends are left out after failures; `xgen-ray lift` forgives those.
+
     With --watch the table stays and follows; into a pipe it is written again
     after each change, with --json as one line of JSON.
 
@@ -49,7 +53,7 @@ def ps(
             return _narrowed(server.status(), name)
 
         if watch:
-            _watch(look, name, interval, as_json=as_json)
+            watching.watch(look, lambda report: _rendered(report, name), interval, as_json=as_json)
         elif as_json:
             output.print_json(look())
         else:
@@ -65,27 +69,6 @@ def _narrowed(report: StatusReport, name: str | None) -> StatusReport:
         message = f"No model is named {name!r}. Loaded: {known}."
         raise CommandError(ExitCode.USAGE, message)
     return report.model_copy(update={"models": models})
-
-
-def _watch(look: Callable[[], StatusReport], name: str | None, interval_s: float, *, as_json: bool) -> None:
-    """Look again and again; only an error or an interrupt ends it."""
-    console = output.stdout()
-    if console.is_terminal and not as_json:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                live.update(_rendered(look(), name), refresh=True)
-                time.sleep(interval_s)
-    before: StatusReport | None = None
-    while True:
-        report = look()
-        if report != before:
-            if as_json:
-                output.print_json(report, compact=True)
-            else:
-                console.print(_rendered(report, name))
-                console.print()
-            before = report
-        time.sleep(interval_s)
 
 
 def _rendered(report: StatusReport, name: str | None) -> RenderableType:
@@ -105,27 +88,51 @@ def _overview(models: tuple[ModelStatus, ...], now: float) -> Table:
         result.add_row(
             output.cell(model.name, "bold"),
             output.phase(model.phase.value),
-            output.cell(model.backend),
+            output.cell(_shortened(_backends(model))),
             output.cell(_where(model)),
-            output.cell(_capacity(model)),
+            output.cell(_shortened(_capacities(model))),
             output.cell(output.duration(now - model.since)),
-            output.cell(model.reason),
+            output.cell(_reason(model)),
         )
     return result
 
 
+def _reason(model: ModelStatus) -> str:
+    """Return the reason with what is missing, which it may have in it already."""
+    if model.shortfall is None or model.shortfall in model.reason:
+        return model.reason
+    return f"{model.reason}; {model.shortfall}" if model.reason else model.shortfall
+
+
+def _shortened(values: Sequence[str]) -> str | None:
+    """Return the first, and how many others there are."""
+    more = f" +{len(values) - 1}" if len(values) > 1 else ""
+    return f"{values[0]}{more}" if values else None
+
+
+def _backends(model: ModelStatus) -> list[str]:
+    if model.pools:
+        return list(dict.fromkeys(pool.backend.value for pool in model.pools))
+    return [model.backend.value] if model.backend is not None else []
+
+
 def _where(model: ModelStatus) -> str | None:
-    nodes = [replica.node for replica in model.replicas]
-    return ", ".join(
-        node if nodes.count(node) == 1 else f"{node} x{nodes.count(node)}" for node in dict.fromkeys(nodes)
-    )
+    """Return the nodes, each with the number of its engines: those that are there or on their way."""
+    nodes: Counter[str] = Counter()
+    for pool in model.pools:
+        nodes[pool.node] += pool.replicas
+    # What a server of another kind may tell is the replicas alone.
+    nodes = nodes or Counter(replica.node for replica in model.replicas)
+    return ", ".join(node if count == 1 else f"{node} x{count}" for node, count in nodes.items())
 
 
-def _capacity(model: ModelStatus) -> str | None:
-    """Return ``slots x context``: how many requests at once, of how many tokens each."""
+def _capacities(model: ModelStatus) -> list[str]:
+    """Return ``slots x context``: how many requests at once, of how many tokens each, for one engine."""
+    if model.pools:
+        return list(dict.fromkeys(f"{pool.slots} x {pool.context}" for pool in model.pools))
     chosen = model.plan.options if model.plan else {}
     slots, context = chosen.get("slots"), chosen.get("context")
-    return f"{slots} x {context}" if slots is not None and context is not None else None
+    return [f"{slots} x {context}"] if slots is not None and context is not None else []
 
 
 def _detail(model: ModelStatus, now: float) -> RenderableType:
@@ -140,12 +147,16 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
         ("origin", model.origin.value),
         ("task", model.task),
         ("format", model.format),
-        ("backend", model.backend),
+        ("backend", ", ".join(_backends(model))),
         ("replicas", f"{len(model.replicas)} of {model.wanted_replicas}"),
     ]
+    if model.shortfall is not None:
+        rows.append(("missing", model.shortfall))
+    rows += [("why", f"{pool.node}: {pool.why}") for pool in model.pools]
     if model.plan:
-        rows.append(("why", model.plan.why))
-        rows.append(("memory", gib(model.plan.footprint_bytes) if model.plan.footprint_bytes else None))
+        if not model.pools:
+            rows.append(("why", model.plan.why))
+        rows.append(("memory", gib(memory) if (memory := _memory(model)) else None))
         rows += [("warning", warning) for warning in model.plan.warnings]
     for title, value in rows:
         facts.add_row(title, output.cell(value))
@@ -153,11 +164,52 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
     if model.plan and model.plan.options:
         chosen = ", ".join(f"{key}={value}" for key, value in model.plan.options.items() if value is not None)
         facts.add_row("options", output.cell(chosen))
+    if model.pools:
+        parts += [Text(""), _pools(model)]
     if model.replicas:
         parts += [Text(""), _replicas(model, now)]
+    if model.exclusions:
+        parts += [Text(""), _excluded(model.exclusions), _lift(model)]
     for failure in model.failures:
         parts += [Text(""), _failure(failure.at, now, failure.failure, failure.message, failure.advice)]
     return Group(*parts)
+
+
+def _memory(model: ModelStatus) -> int | None:
+    """Return what all engines together were planned with."""
+    if model.pools:
+        return sum(pool.footprint_bytes for pool in model.pools)
+    return model.plan.footprint_bytes if model.plan else None
+
+
+def _pools(model: ModelStatus) -> Table:
+    result = output.table("NODE", "BACKEND", "PHASE", "READY", "SLOTS", "MEMORY", "GPUS", folded=("NODE",))
+    for pool in model.pools:
+        result.add_row(
+            output.cell(pool.node, "bold"),
+            output.cell(pool.backend.value),
+            output.phase(pool.phase),
+            output.cell(f"{pool.ready} of {pool.replicas}"),
+            output.cell(f"{pool.slots} x {pool.context}"),
+            output.cell(gib(pool.footprint_bytes)),
+            output.cell(", ".join(pool.gpus)),
+        )
+    return result
+
+
+def _excluded(exclusions: tuple[ExclusionReport, ...]) -> Table:
+    result = output.table("EXCLUDED", "ON", "WHY", folded=("ON",))
+    for exclusion in exclusions:
+        result.add_row(
+            output.cell(exclusion.backend.value, "yellow"),
+            output.cell(exclusion.node_kind),
+            output.cell(exclusion.reason),
+        )
+    return result
+
+
+def _lift(model: ModelStatus) -> Text:
+    return Text(f"Once that is mended: xgen-ray lift {output.plain(model.name)}", style="dim")
 
 
 def _replicas(model: ModelStatus, now: float) -> Table:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import shlex
 import signal
 import socket
@@ -142,11 +143,15 @@ def _start(
     stack: "LocalStack", control: ControlSettings, router: RouterSettings, keys: tuple[tuple[str, str], ...]
 ) -> None:
     from xgen_ray.api import ApiKeys
+    from xgen_ray.hardware import detect_in_child
+    from xgen_ray.placement.tags import tags_of
 
     console = output.stderr()
     began = time.monotonic()
     with console.status("starting Ray and the control plane (about 20 seconds)"):
-        stack.start(control, router, ApiKeys(keys))
+        # Which engines can start is found out by the node's owner, while the rest starts.
+        tags = tags_of(detect_in_child(), (), platform.node())
+        stack.start(control, router, ApiKeys(keys), tags)
     console.print(f"started in {time.monotonic() - began:.0f} s", style="dim")
 
 

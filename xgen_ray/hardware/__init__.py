@@ -9,6 +9,7 @@ from xgen_ray.hardware.gfx import GFX_FAMILIES, GfxClass, GfxFamily, classify_gf
 from xgen_ray.hardware.host import read_host
 from xgen_ray.hardware.merge import choose_primary, merge
 from xgen_ray.hardware.pci import normalise_pci
+from xgen_ray.hardware.processes import GPUProcesses, take_processes
 from xgen_ray.hardware.report import render_detection, render_snapshot
 from xgen_ray.hardware.snapshot import detect_in_child, take_snapshot
 from xgen_ray.hardware.software import is_software_renderer
@@ -16,6 +17,7 @@ from xgen_ray.hardware.types import (
     DetectorReport,
     GPUDetectionResult,
     GPUInfo,
+    GPUProcess,
     GPUType,
     GPUUsage,
     HostFacts,
@@ -29,6 +31,8 @@ __all__ = [
     "DetectorReport",
     "GPUDetectionResult",
     "GPUInfo",
+    "GPUProcess",
+    "GPUProcesses",
     "GPUType",
     "GPUUsage",
     "GfxClass",
@@ -49,6 +53,7 @@ __all__ = [
     "render_snapshot",
     "snapshot_from_json",
     "snapshot_to_json",
+    "take_processes",
     "take_snapshot",
     "take_usage",
 ]

@@ -1,7 +1,7 @@
 """``python -m xgen_ray.hardware``: this node's hardware as JSON on stdout.
 
-Without arguments, the whole snapshot. ``report DETECTOR`` and ``usage DETECTOR`` answer for one detector
-and are how the rest of the package runs vendors' native code in a process of its own.
+Without arguments, the whole snapshot. ``report``, ``usage`` or ``processes`` and a DETECTOR answer for that
+one and are how the rest of the package runs vendors' native code in a process of its own.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from xgen_ray.hardware.codec import report_to_json, snapshot_to_json, usage_to_json
+from xgen_ray.hardware.codec import processes_to_json, report_to_json, snapshot_to_json, usage_to_json
 from xgen_ray.hardware.detectors import DETECTORS
 from xgen_ray.hardware.snapshot import detect_in_child
 
@@ -30,6 +30,9 @@ def main() -> int:
     answer = _take_stdout()
     if arguments.question == "report":
         body = report_to_json(detector.detect())
+    elif arguments.question == "processes":
+        read = detector.read_processes
+        body = processes_to_json(read() if read is not None else ((), "lists no processes"))
     elif detector.read_usage is not None:
         body = usage_to_json(detector.read_usage())
     else:
@@ -41,7 +44,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m xgen_ray.hardware", description=__doc__)
-    parser.add_argument("question", nargs="?", choices=("snapshot", "report", "usage"), default="snapshot")
+    parser.add_argument(
+        "question", nargs="?", choices=("snapshot", "report", "usage", "processes"), default="snapshot"
+    )
     parser.add_argument("detector", nargs="?", choices=sorted(DETECTORS), default=next(iter(DETECTORS)))
     parser.add_argument("--within", type=float, default=10.0, metavar="SECONDS")
     return parser

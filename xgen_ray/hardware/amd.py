@@ -10,7 +10,7 @@ from typing import Any
 from xgen_ray.hardware.fields import CardReader, left_out
 from xgen_ray.hardware.gfx import classify_gfx, parse_gfx
 from xgen_ray.hardware.pci import normalise_pci
-from xgen_ray.hardware.types import DetectorReport, GPUInfo, GPUType, GPUUsage
+from xgen_ray.hardware.types import DetectorReport, GPUInfo, GPUProcess, GPUType, GPUUsage
 
 NAME = "amdsmi"
 
@@ -77,6 +77,16 @@ def read_amdsmi_usage() -> tuple[tuple[GPUUsage, ...], str | None]:
         with _session() as smi:
             cards, reason = _read_cards(smi)
             return tuple(_usage(gpu, reader) for gpu, reader in cards), reason
+    except AmdUnavailable as unavailable:
+        return (), str(unavailable)
+
+
+def read_amdsmi_processes() -> tuple[tuple[GPUProcess, ...], str | None]:
+    """The memory of every process on every AMD GPU, and why some or all are missing."""
+    try:
+        with _session() as smi:
+            cards, reason = _read_cards(smi)
+            return tuple(one for gpu, card in cards for one in _processes(gpu, card)), reason
     except AmdUnavailable as unavailable:
         return (), str(unavailable)
 
@@ -238,6 +248,28 @@ def _usage(gpu: GPUInfo, card: CardReader) -> GPUUsage:
             power.get("current_socket_power"), power.get("average_socket_power"), power.get("socket_power")
         ),
     )
+
+
+def _processes(gpu: GPUInfo, card: CardReader) -> list[GPUProcess]:
+    listed = card.ask("processes", "amdsmi_get_gpu_process_list", optional=True) or ()
+    found: list[GPUProcess] = []
+    for process in listed:
+        memory = process.get("memory_usage") or {}
+        found.append(
+            GPUProcess(
+                pid=process["pid"],
+                device_index=gpu.device_index,
+                uuid=gpu.uuid,
+                pci_bus_id=gpu.pci_bus_id,
+                memory_bytes=_bytes(memory.get("vram_mem")),
+                shared_memory_bytes=_bytes(memory.get("gtt_mem")) if gpu.integrated else None,
+            )
+        )
+    return found
+
+
+def _bytes(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _temperature(card: CardReader) -> float | None:

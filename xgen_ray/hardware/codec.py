@@ -10,13 +10,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xgen_ray.errors import InvalidRequest
-from xgen_ray.hardware.types import DetectorReport, GPUUsage, NodeSnapshot
+from xgen_ray.hardware.types import DetectorReport, GPUProcess, GPUUsage, NodeSnapshot
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 # What one detector says of live usage: the figures, and why some or all are missing.
 Usage = tuple[tuple[GPUUsage, ...], str | None]
+# What one detector says of the processes on its GPUs, and why some or all are missing.
+Processes = tuple[tuple[GPUProcess, ...], str | None]
 
 
 def snapshot_to_json(snapshot: NodeSnapshot, *, indent: int | None = None) -> str:
@@ -55,6 +57,17 @@ def usage_from_json(text: bytes) -> Usage:
     """Raises ValueError for anything that is not usage."""
     usage: Usage = _adapter(Usage).validate_json(text)
     return usage
+
+
+def processes_to_json(processes: Processes) -> bytes:
+    found, reason = processes
+    return json.dumps(([asdict(one) for one in found], reason)).encode()
+
+
+def processes_from_json(text: bytes) -> Processes:
+    """Raises ValueError for anything that is not a list of processes."""
+    processes: Processes = _adapter(Processes).validate_json(text)
+    return processes
 
 
 @functools.cache

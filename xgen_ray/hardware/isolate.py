@@ -7,11 +7,14 @@ that vendor's answer and nothing else.
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 _REAP_DEADLINE_S = 2.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Answer:
 def ask_children(
     question: str, detectors: Sequence[str], *, deadline_s: float, env: Mapping[str, str] | None = None
 ) -> dict[str, Answer]:
-    """Put ``question`` (``report`` or ``usage``) to each detector in a child of its own, all at once.
+    """Put ``question`` (``report``, ``usage``, ``processes``) to each detector in its own child, all at once.
 
     Answers within ``deadline_s`` plus the moment it takes to kill. ``env`` is a child's whole
     environment; None passes on this process's own.
@@ -38,6 +41,34 @@ def ask_children(
             for name in detectors
         }
         return {name: future.result() for name, future in asked.items()}
+
+
+def collect(
+    question: str,
+    detectors: Sequence[str],
+    parse: Callable[[bytes], tuple[tuple[T, ...], str | None]],
+    *,
+    deadline_s: float,
+    env: Mapping[str, str] | None = None,
+) -> tuple[tuple[T, ...], tuple[str, ...]]:
+    """All that the detectors answer to ``question``, and a note for each that left something out.
+
+    ``parse`` reads an answer as what was found and why something is missing; it raises ValueError for what
+    is no answer.
+    """
+    found: list[T] = []
+    notes: list[str] = []
+    for name, answer in ask_children(question, detectors, deadline_s=deadline_s, env=env).items():
+        reason = answer.reason
+        if reason is None:
+            try:
+                some, reason = parse(answer.output)
+                found.extend(some)
+            except ValueError:
+                reason = f"answer not understood: {answer.output[:80]!r}"
+        if reason is not None:
+            notes.append(f"{name}: {reason}")
+    return tuple(found), tuple(notes)
 
 
 def _command(question: str, detector: str, deadline_s: float) -> list[str]:

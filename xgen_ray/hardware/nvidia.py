@@ -7,7 +7,7 @@ from typing import Any
 
 from xgen_ray.hardware.fields import CardReader, left_out
 from xgen_ray.hardware.pci import normalise_pci
-from xgen_ray.hardware.types import DetectorReport, GPUInfo, GPUType, GPUUsage
+from xgen_ray.hardware.types import DetectorReport, GPUInfo, GPUProcess, GPUType, GPUUsage
 
 NAME = "pynvml"
 
@@ -47,6 +47,16 @@ def read_pynvml_usage() -> tuple[tuple[GPUUsage, ...], str | None]:
         with _session() as nvml:
             cards, reason = _read_cards(nvml)
             return tuple(_usage(gpu, card) for gpu, card in cards), reason
+    except NvidiaUnavailable as unavailable:
+        return (), str(unavailable)
+
+
+def read_pynvml_processes() -> tuple[tuple[GPUProcess, ...], str | None]:
+    """The memory of every process on every NVIDIA GPU or slice, and why some or all are missing."""
+    try:
+        with _session() as nvml:
+            cards, reason = _read_cards(nvml)
+            return tuple(one for gpu, card in cards for one in _processes(gpu, card)), reason
     except NvidiaUnavailable as unavailable:
         return (), str(unavailable)
 
@@ -230,3 +240,17 @@ def _usage(gpu: GPUInfo, card: CardReader) -> GPUUsage:
         temperature_celsius=float(celsius) if celsius is not None else None,
         power_watts=milliwatts / 1000 if milliwatts is not None else None,
     )
+
+
+def _processes(gpu: GPUInfo, card: CardReader) -> list[GPUProcess]:
+    """Each process once: one that computes and draws (Vulkan) is on both lists, with the same memory."""
+    memory: dict[int, int | None] = {}
+    for kind in ("Compute", "Graphics"):
+        name = f"nvmlDeviceGet{kind}RunningProcesses"
+        found = card.ask("processes", name, optional=True)
+        if found is None:  # drivers before 510
+            found = card.ask("processes", f"{name}_v2", optional=True)
+        for process in found or ():
+            known = memory.get(process.pid)
+            memory[process.pid] = process.usedGpuMemory if known is None else known
+    return [GPUProcess(pid, gpu.device_index, gpu.uuid, gpu.pci_bus_id, used) for pid, used in memory.items()]

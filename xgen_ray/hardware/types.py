@@ -111,9 +111,27 @@ class GPUUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class GPUProcess:
+    """What one process has on one GPU, matched to its ``GPUInfo`` by ``uuid`` or ``pci_bus_id``.
+
+    ``shared_memory_bytes`` is what it has in the memory that an integrated GPU shares with the system.
+    """
+
+    pid: int
+    device_index: int
+    uuid: str | None
+    pci_bus_id: str | None
+    memory_bytes: int | None = None
+    shared_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeUsage:
     """Live figures of a node at ``taken_at`` (Unix seconds). ``notes`` say why figures are missing:
     "pynvml: no answer in 5 s".
+
+    ``claimed`` is what models have been promised of each device and the figures do not show yet, by the
+    device's key. No detector fills it: placement does, and takes it off what is free.
     """
 
     gpus: tuple[GPUUsage, ...]
@@ -121,3 +139,4 @@ class NodeUsage:
     cpu_percent: float | None
     taken_at: float = field(default=0.0)
     notes: tuple[str, ...] = ()
+    claimed: tuple[tuple[str, int], ...] = ()

@@ -8,8 +8,8 @@ import psutil
 from xgen_ray.hardware.codec import usage_from_json
 from xgen_ray.hardware.detectors import DETECTORS
 from xgen_ray.hardware.host import available_memory
-from xgen_ray.hardware.isolate import ask_children
-from xgen_ray.hardware.types import GPUDetectionResult, GPUUsage, NodeUsage
+from xgen_ray.hardware.isolate import collect
+from xgen_ray.hardware.types import GPUDetectionResult, NodeUsage
 
 _CPU_INTERVAL_S = 0.1
 
@@ -32,22 +32,11 @@ def take_usage(
         if detector.read_usage is not None
         and (detection is None or any(gpu.detected_by == name for gpu in detection.gpus))
     ]
-    gpus: list[GPUUsage] = []
-    notes: list[str] = []
-    for name, answer in ask_children("usage", asked, deadline_s=deadline_s, env=env).items():
-        reason = answer.reason
-        if reason is None:
-            try:
-                figures, reason = usage_from_json(answer.output)
-                gpus.extend(figures)
-            except ValueError:
-                reason = f"answer not understood: {answer.output[:80]!r}"
-        if reason is not None:
-            notes.append(f"{name}: {reason}")
+    gpus, notes = collect("usage", asked, usage_from_json, deadline_s=deadline_s, env=env)
     return NodeUsage(
-        gpus=tuple(gpus),
+        gpus=gpus,
         memory_available_bytes=available_memory(),
         cpu_percent=psutil.cpu_percent(interval=_CPU_INTERVAL_S),
         taken_at=time.time(),
-        notes=tuple(notes),
+        notes=notes,
     )

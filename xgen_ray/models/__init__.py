@@ -6,6 +6,7 @@ from xgen_ray.models.gguf_facts import read_gguf
 from xgen_ray.models.hf_folder import read_hf_folder
 from xgen_ray.models.inspection import inspect
 from xgen_ray.models.progress import progress_bar
+from xgen_ray.models.remote import RemoteModel, inspect_remote, survey_remote
 from xgen_ray.models.sources import ModelSource, default_name, parse_source
 from xgen_ray.models.types import DownloadProgress, ModelFacts, ModelFormat, ModelTask
 
@@ -15,12 +16,15 @@ __all__ = [
     "ModelFormat",
     "ModelSource",
     "ModelTask",
+    "RemoteModel",
     "default_name",
     "download",
     "inspect",
+    "inspect_remote",
     "parse_source",
     "progress_bar",
     "read_gguf",
     "read_hf_folder",
     "resolve_local",
+    "survey_remote",
 ]

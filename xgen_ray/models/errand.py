@@ -1,18 +1,15 @@
 """One download from beginning to end: list, choose, check for room, fetch, link."""
 
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from xgen_ray.errors import DownloadFailed, ModelNotFound
-from xgen_ray.models.cache import CachedRepo, entry_path, find_cached, is_commit
+from xgen_ray.models.cache import CachedRepo, entry_path, find_cached
 from xgen_ray.models.hub_errors import (
     disk_full,
     free_bytes,
@@ -20,23 +17,16 @@ from xgen_ray.models.hub_errors import (
     translated_hub_errors,
     unreachable,
 )
+from xgen_ray.models.listing import RemoteFile, list_files
 from xgen_ray.models.selection import Selection, select
 from xgen_ray.models.sources import ModelSource
-from xgen_ray.models.threads import in_thread
+from xgen_ray.models.threads import for_each
 from xgen_ray.models.transfer import BlobTransfer, Meter, Site, Stopped, silent_bar
 from xgen_ray.models.types import DownloadProgress
 
 _WORKERS = 4
 # Smaller files are not worth resuming; the library fetches them.
 _RESUMABLE_BYTES = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class _RemoteFile:
-    """One file as the hub lists it. ``etag`` is what its blob will be called."""
-
-    size: int
-    etag: str | None
 
 
 class Errand:
@@ -69,12 +59,20 @@ class Errand:
     def run(self) -> Path:
         with translated_hub_errors(self.source, self.endpoint, self._cache.cache_dir):
             try:
-                commit, files = self._list_files()
+                listing = list_files(
+                    self.source,
+                    self._cache.repo,
+                    endpoint=self.endpoint,
+                    token=self._token,
+                    timeout_s=self.timeout_s,
+                )
             except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
                 if not is_unreachable(error):
                     raise
                 return self._from_cache(error)
-            selection = select(self.source, {name: file.size for name, file in files.items()})
+            self.meter.touch()
+            commit, files = listing.commit, listing.files
+            selection = select(self.source, listing.sizes)
             site = Site(self.source, commit, self.endpoint, self._token, self._cache, self.timeout_s)
             missing = self._missing(site, selection, files)
             self._selection = selection
@@ -86,21 +84,7 @@ class Errand:
             self._cache.remember(self.source.revision, commit)
             return entry_path(self._cache.snapshot(commit), selection)
 
-    def _list_files(self) -> tuple[str, dict[str, _RemoteFile]]:
-        api = HfApi(endpoint=self.endpoint, token=self._token)
-        info = api.model_info(
-            self._cache.repo, revision=self.source.revision, timeout=self.timeout_s, files_metadata=True
-        )
-        self.meter.touch()
-        if info.sha is None or not is_commit(info.sha):
-            message = f"{self.endpoint} names the commit {info.sha!r} for {self.source}."
-            raise DownloadFailed(f"{message} That is not how a hub answers: check the endpoint.")
-        return info.sha, {
-            file.rfilename: _RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
-            for file in info.siblings or ()
-        }
-
-    def _missing(self, site: Site, selection: Selection, files: Mapping[str, _RemoteFile]) -> list[str]:
+    def _missing(self, site: Site, selection: Selection, files: Mapping[str, RemoteFile]) -> list[str]:
         """The files that are not in the snapshot yet, once it is known that there is room for them."""
         missing: list[str] = []
         needed = 0
@@ -117,25 +101,7 @@ class Errand:
 
     def _each(self, names: Sequence[str], action: Callable[[str], None]) -> None:
         """Do ``action`` for all ``names``, a few at a time. The first failure stops the others."""
-        todo: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for name in names:
-            todo.put(name)
-
-        def work() -> None:
-            while not self.stop.is_set():
-                try:
-                    name = todo.get_nowait()
-                except queue.Empty:
-                    return
-                action(name)
-
-        workers = [in_thread(work) for _ in range(min(_WORKERS, len(names)))]
-        done, _ = wait(workers, return_when=FIRST_EXCEPTION)
-        failures = [failure for worker in done if (failure := worker.exception()) is not None]
-        if failures:
-            self.stop.set()
-            raise failures[0]
-        if self.stop.is_set():
+        if not for_each(names, action, self.stop, _WORKERS):
             raise Stopped
 
     def _link(self, site: Site, name: str) -> None:

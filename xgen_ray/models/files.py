@@ -1,13 +1,16 @@
-"""Opening files that someone else wrote: regular ones only, never blocking, sizes bounded."""
+"""Opening files that someone else wrote: regular ones only, never blocking, sizes bounded.
+
+Readers ask ``Files`` for everything, so that the same code reads a disk and a hub.
+"""
 
 import errno
 import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final, Protocol
 
 from xgen_ray.errors import BadModelFile, ModelNotFound
 
@@ -55,6 +58,52 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             yield file, status.st_size
 
 
+class Readable(Protocol):
+    """Bytes with a position; ``read`` may give fewer than were asked for, and none at the end."""
+
+    def seek(self, position: int, /) -> int: ...
+
+    def read(self, count: int, /) -> bytes: ...
+
+
+class Files(Protocol):
+    """Where model files are. Raises this project's errors, with the path in them."""
+
+    def is_folder(self, path: Path) -> bool: ...
+
+    def names(self, folder: Path) -> frozenset[str]:
+        """What lies directly in ``folder``."""
+        ...
+
+    def exists(self, path: Path) -> bool: ...
+
+    def open(self, path: Path) -> AbstractContextManager[tuple[Readable, int]]:
+        """The file at ``path`` and its size."""
+        ...
+
+
+class DiskFiles:
+    """The files of this node."""
+
+    def is_folder(self, path: Path) -> bool:
+        with translated_os_errors(path):
+            return path.is_dir()
+
+    def names(self, folder: Path) -> frozenset[str]:
+        with translated_os_errors(folder):
+            return frozenset(entry.name for entry in folder.iterdir())
+
+    def exists(self, path: Path) -> bool:
+        with translated_os_errors(path):
+            return path.exists()
+
+    def open(self, path: Path) -> AbstractContextManager[tuple[Readable, int]]:
+        return open_regular(path)
+
+
+DISK: Final[Files] = DiskFiles()
+
+
 def _refuse_irregular(path: Path, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
@@ -62,7 +111,7 @@ def _refuse_irregular(path: Path, mode: int) -> None:
     raise BadModelFile(f"{path} is {kind}, not a model file.", str(path))
 
 
-def read_exactly(file: BinaryIO, count: int) -> bytes:
+def read_exactly(file: Readable, count: int) -> bytes:
     """``count`` bytes from an unbuffered file, or as many as there are."""
     parts: list[bytes] = []
     while count > 0 and (part := file.read(count)):
@@ -71,9 +120,9 @@ def read_exactly(file: BinaryIO, count: int) -> bytes:
     return b"".join(parts)
 
 
-def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+def read_text(path: Path, limit: int = MAX_JSON_BYTES, files: Files = DISK) -> str:
     """The text of a file of at most ``limit`` bytes. Bytes that are not UTF-8 are replaced."""
-    with open_regular(path) as (file, size):
+    with files.open(path) as (file, size):
         if size > limit:
             message = f"{path} has {size} bytes; a file of its kind has at most {limit}."
             raise BadModelFile(message, str(path))
@@ -92,6 +141,6 @@ def parse_json_object(text: str, path: Path) -> dict[str, object]:
     return value
 
 
-def read_json_object(path: Path) -> dict[str, object]:
+def read_json_object(path: Path, files: Files = DISK) -> dict[str, object]:
     """The JSON object in ``path``; a missing file is ``ModelNotFound``."""
-    return parse_json_object(read_text(path), path)
+    return parse_json_object(read_text(path, files=files), path)

@@ -8,7 +8,7 @@ from typing import NoReturn
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, LlamaFileType, PoolingType
 
 from xgen_ray.errors import BadModelFile
-from xgen_ray.models.files import translated_os_errors
+from xgen_ray.models.files import DISK, Files
 from xgen_ray.models.gguf_header import GGUFHeader, Skipped, Value, read_header
 from xgen_ray.models.splits import parse_split_name
 from xgen_ray.models.templates import renders_tools
@@ -42,13 +42,13 @@ _MAX_NAME = 200
 _GUESSED = LlamaFileType.GUESSED.value
 
 
-def read_gguf(path: Path | str) -> ModelFacts:
+def read_gguf(path: Path | str, files: Files = DISK) -> ModelFacts:
     """Facts of the model in the GGUF file ``path``, or in the split set that it is a part of.
 
     Reads headers only. Raises ``BadModelFile`` for anything that an engine could not load for the file's
     own sake; an architecture that no engine knows is not such a thing.
     """
-    headers = _read_parts(Path(path))
+    headers = _read_parts(Path(path), files)
     first = headers[0]
     tensors = [tensor for header in headers for tensor in header.tensors]
     if not tensors:
@@ -158,11 +158,11 @@ class _Fields:
         raise BadModelFile(message.replace("{arch}", self.architecture), str(path))
 
 
-def _read_parts(path: Path) -> list[GGUFHeader]:
+def _read_parts(path: Path, files: Files) -> list[GGUFHeader]:
     """The headers of all parts of a split file, in order, or of the one file."""
     split = parse_split_name(path.name)
     if split is None:
-        header = read_header(path)
+        header = read_header(path, files)
         count = header.fields.get(_SPLIT_COUNT)
         if isinstance(count, int) and count > 1:
             message = f"{path} is one of {count} parts of a split model, but its name does not say which."
@@ -172,13 +172,12 @@ def _read_parts(path: Path) -> list[GGUFHeader]:
         message = f"{path} claims to be one of {split.count} parts; at most {_MAX_PARTS} are plausible."
         raise BadModelFile(message, str(path))
     parts = [path.with_name(name) for name in split.siblings()]
-    with translated_os_errors(path):
-        missing = [part.name for part in parts if not part.exists()]
+    missing = [part.name for part in parts if not files.exists(part)]
     if missing:
         message = f"{path} is split into {split.count} parts, of which {len(missing)} are missing"
         listed = ", ".join(missing[:5])
         raise BadModelFile(f"{message}: {listed}. Put all parts into {path.parent}.", str(path))
-    headers = [read_header(part) for part in parts]
+    headers = [read_header(part, files) for part in parts]
     for number, header in enumerate(headers):
         claimed = (
             header.fields.get(Keys.Split.LLM_KV_SPLIT_NO),

@@ -12,7 +12,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from gguf.constants import (
     GGML_QUANT_SIZES,
@@ -24,7 +24,7 @@ from gguf.constants import (
 )
 
 from xgen_ray.errors import BadModelFile
-from xgen_ray.models.files import open_regular, read_exactly
+from xgen_ray.models.files import DISK, Files, Readable, read_exactly
 
 MAGIC = b"GGUF"
 VERSIONS = (2, GGUF_VERSION)
@@ -94,16 +94,16 @@ class GGUFHeader:
     file_bytes: int
 
 
-def read_header(path: Path) -> GGUFHeader:
+def read_header(path: Path, files: Files = DISK) -> GGUFHeader:
     """Read the header of one GGUF file and check that its tensors lie within the file."""
-    with open_regular(path) as (file, size):
+    with files.open(path) as (file, size):
         return _HeaderWalk(path, file, size).read()
 
 
 class _HeaderWalk:
     """One pass over one file, from the magic number to the last tensor."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, file: Readable, size: int) -> None:
         self._path = path
         self._file = file
         self._size = size

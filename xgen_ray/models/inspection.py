@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from xgen_ray.errors import BadModelFile
-from xgen_ray.models.files import open_regular, read_exactly, translated_os_errors
+from xgen_ray.models.files import DISK, Files, read_exactly
 from xgen_ray.models.gguf_facts import read_gguf
 from xgen_ray.models.gguf_header import MAGIC
 from xgen_ray.models.hf_folder import CONFIG, UNSAFE_SUFFIXES, read_hf_folder
@@ -15,22 +15,20 @@ _LFS_POINTER = b"version https://git-lfs"
 _SHOWN = 8
 
 
-def inspect(path: Path | str) -> ModelFacts:
+def inspect(path: Path | str, files: Files = DISK) -> ModelFacts:
     """Facts of the model at ``path``: a GGUF file, a folder with one, or a HuggingFace folder.
 
     Raises ``ModelNotFound`` if there is nothing, ``BadModelFile`` if it is not one whole model.
     """
     path = Path(path)
-    with translated_os_errors(path):
-        is_folder = path.is_dir()
-    return _inspect_folder(path) if is_folder else _inspect_file(path)
+    return _inspect_folder(path, files) if files.is_folder(path) else _inspect_file(path, files)
 
 
-def _inspect_file(path: Path) -> ModelFacts:
-    with open_regular(path) as (file, _):
+def _inspect_file(path: Path, files: Files) -> ModelFacts:
+    with files.open(path) as (file, _):
         start = read_exactly(file, len(_LFS_POINTER))
     if start.startswith(MAGIC):
-        return read_gguf(path)
+        return read_gguf(path, files)
     if start == _LFS_POINTER:
         _refuse(path, "is a Git LFS pointer, not the file itself. Run `git lfs pull` where it is from.")
     if path.name.endswith(".safetensors"):
@@ -39,20 +37,19 @@ def _inspect_file(path: Path) -> ModelFacts:
         _refuse(
             path, "may run code when it is loaded, so it is not. Convert the model to safetensors or GGUF."
         )
-    return read_gguf(path)
+    return read_gguf(path, files)
 
 
-def _inspect_folder(folder: Path) -> ModelFacts:
-    with translated_os_errors(folder):
-        names = sorted(entry.name for entry in folder.iterdir())
+def _inspect_folder(folder: Path, files: Files) -> ModelFacts:
+    names = sorted(files.names(folder))
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     models = first_parts([name for name in names if name.lower().endswith(".gguf")])
     if (CONFIG in names and has_safetensors) or not models:
-        return read_hf_folder(folder)
+        return read_hf_folder(folder, files)
     if len(models) > 1:
         listed = ", ".join(models[:_SHOWN]) + (", ..." if len(models) > _SHOWN else "")
         _refuse(folder, f"holds {len(models)} GGUF models: {listed}. Name one of them.")
-    return read_gguf(folder / models[0])
+    return read_gguf(folder / models[0], files)
 
 
 def first_parts(names: list[str]) -> list[str]:

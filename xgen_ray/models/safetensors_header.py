@@ -9,7 +9,7 @@ from typing import NoReturn, TypeGuard
 from huggingface_hub.constants import SAFETENSORS_MAX_HEADER_LENGTH
 
 from xgen_ray.errors import BadModelFile
-from xgen_ray.models.files import open_regular, parse_json_object, read_exactly
+from xgen_ray.models.files import DISK, Files, parse_json_object, read_exactly
 
 _LENGTH_BYTES = 8
 _MAX_ELEMENTS = 2**63
@@ -31,9 +31,9 @@ class SafetensorsHeader:
     elements: Mapping[str, int]
 
 
-def read_safetensors_header(path: Path) -> SafetensorsHeader:
+def read_safetensors_header(path: Path, files: Files = DISK) -> SafetensorsHeader:
     """Read one header and check that its tensors fill the file exactly, as the format demands."""
-    with open_regular(path) as (file, size):
+    with files.open(path) as (file, size):
         if size < _LENGTH_BYTES:
             _fail(path, f"it has {size} bytes")
         length = int.from_bytes(read_exactly(file, _LENGTH_BYTES), "little")

@@ -1,6 +1,9 @@
 """How much memory a model may use on each device of a node, now, and why that much."""
 
-from xgen_ray.hardware.types import GPUInfo, GPUType, GPUUsage, HostFacts, NodeSnapshot, NodeUsage
+from dataclasses import replace
+
+from xgen_ray.hardware.types import GPUInfo, GPUUsage, HostFacts, NodeSnapshot, NodeUsage
+from xgen_ray.placement.claims import NO_MEMORY_OF_ITS_OWN, RAM, claimed_bytes, gpu_key
 from xgen_ray.placement.profiles import is_integrated
 from xgen_ray.placement.sizes import GIB, gib
 from xgen_ray.placement.types import DeviceBudget, EngineDevice
@@ -10,8 +13,6 @@ _RESERVE_AT_LEAST = GIB
 _RESERVE_PART = 0.05
 # A card whose use is not known is taken as idle but for what its driver and a desktop hold.
 _IDLE_PART = 0.95
-# These have no memory of their own at all, whatever total they report.
-_NO_MEMORY_OF_ITS_OWN = frozenset({GPUType.NVIDIA, GPUType.APPLE_MPS})
 
 
 def budgets(snapshot: NodeSnapshot, usage: NodeUsage | None = None) -> tuple[DeviceBudget, ...]:
@@ -31,11 +32,12 @@ def reserve_bytes(host: HostFacts) -> int:
 
 def host_budget(host: HostFacts, usage: NodeUsage | None = None) -> DeviceBudget:
     available = host.memory_available_bytes if usage is None else usage.memory_available_bytes
-    reserve = reserve_bytes(host)
+    reserve, claimed = reserve_bytes(host), claimed_bytes(usage, RAM)
+    promised = f" and {gib(claimed)} promised to other models" if claimed else ""
     return DeviceBudget(
         gpu=None,
-        free_bytes=max(0, available - reserve),
-        reason=f"{gib(available)} of RAM available, less {gib(reserve)} kept for the system",
+        free_bytes=max(0, available - reserve - claimed),
+        reason=f"{gib(available)} of RAM available, less {gib(reserve)} kept for the system{promised}",
         total_bytes=host.memory_total_bytes,
     )
 
@@ -52,8 +54,32 @@ def gpu_budget(
     The same APU has shown 6 GB to ROCm and 53 GB to Vulkan, so an engine's word is the last one.
     """
     live = _usage_of(gpu, usage)
-    budget = _shared(gpu, host, live) if is_integrated(gpu) else _own(gpu, live, device)
-    return budget if device is None else _capped(budget, live, device)
+    claimed = claimed_bytes(usage, gpu_key(gpu))
+    if is_integrated(gpu):
+        budget = _shared(gpu, host, live, claimed)
+    else:
+        budget = _less(_own(gpu, live, device), claimed)
+    return budget if device is None else _capped(budget, live, device, claimed)
+
+
+def at_most(budget: DeviceBudget, limit_bytes: int, reason: str) -> DeviceBudget:
+    """``budget`` where an operator's row allows a model no more than ``limit_bytes``."""
+    if limit_bytes >= budget.free_bytes:
+        return budget
+    own = budget.free_bytes - budget.shared_bytes
+    return replace(
+        budget,
+        free_bytes=limit_bytes,
+        shared_bytes=max(0, limit_bytes - own),
+        reason=f"at most {gib(limit_bytes)} ({reason}); {budget.reason}",
+    )
+
+
+def _less(budget: DeviceBudget, claimed: int) -> DeviceBudget:
+    if not claimed:
+        return budget
+    reason = f"{budget.reason}, less {gib(claimed)} promised to other models"
+    return replace(budget, free_bytes=max(0, budget.free_bytes - claimed), reason=reason)
 
 
 def _own(gpu: GPUInfo, live: GPUUsage | None, device: EngineDevice | None) -> DeviceBudget:
@@ -72,9 +98,13 @@ def _own(gpu: GPUInfo, live: GPUUsage | None, device: EngineDevice | None) -> De
     return DeviceBudget(gpu, free, reason, total_bytes=total)
 
 
-def _shared(gpu: GPUInfo, host: DeviceBudget, live: GPUUsage | None) -> DeviceBudget:
-    """A GPU on the host's RAM: its carve-out, and of the rest no more than the system can spare."""
-    if gpu.gpu_type in _NO_MEMORY_OF_ITS_OWN or gpu.memory_total_bytes is None:
+def _shared(gpu: GPUInfo, host: DeviceBudget, live: GPUUsage | None, claimed: int) -> DeviceBudget:
+    """A GPU on the host's RAM: its carve-out, and of the rest no more than the system can spare.
+
+    Claims fill the carve-out first; what lies in RAM beyond it is off ``host`` already, so here it only
+    counts against the driver's limit.
+    """
+    if gpu.gpu_type in NO_MEMORY_OF_ITS_OWN or gpu.memory_total_bytes is None:
         return DeviceBudget(
             gpu,
             host.free_bytes,
@@ -90,16 +120,20 @@ def _shared(gpu: GPUInfo, host: DeviceBudget, live: GPUUsage | None) -> DeviceBu
         own = int(carve_out * _IDLE_PART) if used is None else max(0, carve_out - used)
     shared_total = gpu.shared_memory_total_bytes or 0
     shared_used = (live.shared_memory_used_bytes or 0) if live is not None else 0
-    shared_free = max(0, shared_total - shared_used)
+    spilled = max(0, claimed - own)
+    own = max(0, own - claimed)
+    shared_free = max(0, shared_total - shared_used - spilled)
     shared = min(shared_free, host.free_bytes)
     reason = f"{gib(own)} free of its own {gib(carve_out)}"
     if shared_total:
         limit = "the system's limit for it" if shared == shared_free else host.reason
         reason += f", and {gib(shared)} of RAM ({limit})"
+    if claimed:
+        reason += f", after {gib(claimed)} promised to other models"
     return DeviceBudget(gpu, own + shared, reason, total_bytes=carve_out + shared_total, shared_bytes=shared)
 
 
-def _capped(budget: DeviceBudget, live: GPUUsage | None, device: EngineDevice) -> DeviceBudget:
+def _capped(budget: DeviceBudget, live: GPUUsage | None, device: EngineDevice, claimed: int) -> DeviceBudget:
     if live is None:
         # Both were asked about an idle node, or nobody knows better.
         cap = device.memory_free_bytes if device.memory_free_bytes is not None else device.memory_total_bytes
@@ -107,6 +141,7 @@ def _capped(budget: DeviceBudget, live: GPUUsage | None, device: EngineDevice) -
         # The engine was asked when the node started; what has been taken since is in the live figures.
         used = (live.memory_used_bytes or 0) + (live.shared_memory_used_bytes or 0)
         cap = None if device.memory_total_bytes is None else max(0, device.memory_total_bytes - used)
+    cap = None if cap is None else max(0, cap - claimed)
     total = budget.total_bytes
     if device.memory_total_bytes is not None:
         total = device.memory_total_bytes if total is None else min(total, device.memory_total_bytes)

@@ -7,11 +7,13 @@ from types import MappingProxyType
 
 from xgen_ray.hardware.types import NodeSnapshot, NodeUsage
 from xgen_ray.models.types import ModelFacts
-from xgen_ray.placement.devices import usable_gpus
+from xgen_ray.placement.estimates import Observation
 from xgen_ray.placement.explain import refusal_message
 from xgen_ray.placement.policy import DEFAULT_POLICY, PlacementPolicy
+from xgen_ray.placement.question import Cause, Leased, Question, Weighed, no
 from xgen_ray.placement.rows import BACKENDS, VLLM_ROCM_GFX, preference
 from xgen_ray.placement.sizes import gib
+from xgen_ray.placement.survey import Found, has_hardware, survey
 from xgen_ray.placement.types import (
     Backend,
     BackendRow,
@@ -22,7 +24,7 @@ from xgen_ray.placement.types import (
     Plan,
     Refusal,
 )
-from xgen_ray.placement.weigh import Cause, Question, Weighed, by_backend, no, weigh
+from xgen_ray.placement.weigh import weigh
 
 _NO_EXCLUSIONS: Mapping[Backend, str] = MappingProxyType({})
 
@@ -38,7 +40,8 @@ def available_backends(
     ``statuses`` come from discovery, in any order. The devices that are left are those that are GPUs of
     this node.
     """
-    return _merged(snapshot, statuses, replace(DEFAULT_POLICY, vllm_rocm_gfx=vllm_rocm_gfx))
+    found = survey(snapshot, statuses, replace(DEFAULT_POLICY, vllm_rocm_gfx=vllm_rocm_gfx))
+    return tuple(item.status for item in found.values())
 
 
 def recommend(
@@ -68,17 +71,26 @@ def plan(
     usage: NodeUsage | None = None,
     exclusions: Mapping[Backend, str] = _NO_EXCLUSIONS,
     policy: PlacementPolicy = DEFAULT_POLICY,
+    leased_threads: int = 0,
+    taken: frozenset[str] = frozenset(),
+    leased_gpus: frozenset[str] = frozenset(),
+    observations: Sequence[Observation] = (),
 ) -> Plan | Refusal:
     """Where ``facts`` goes on this node, or why nowhere.
 
     A backend that the options name is used or refused, never replaced. ``exclusions`` are backends that
     must not be used now, each with its reason, even if named. The same input gives the same answer.
+
+    ``leased_threads`` compute for other models, so this one gets fewer. GPUs whose keys are ``taken`` are
+    not offered, because another model has them whole; one of ``leased_gpus`` is never given whole.
+    ``observations``, oldest first, correct the bills.
     """
     task = options.task or facts.task
-    question = Question(facts, task, options, snapshot, usage, policy)
-    merged = by_backend(_merged(snapshot, statuses, policy))
+    leased = Leased(leased_threads, taken, leased_gpus)
+    question = Question(facts, task, options, snapshot, usage, policy, leased, tuple(observations))
+    found = survey(snapshot, statuses, policy)
     weighed = tuple(
-        _weigh_one(BACKENDS[backend], merged[backend], question, exclusions)
+        _weigh_one(BACKENDS[backend], found[backend], question, exclusions)
         for backend in preference(facts.format)
     )
     chosen = next((item for item in weighed if item.candidate.fits), None)
@@ -89,13 +101,14 @@ def plan(
     return Plan(
         facts=facts,
         backend=backend,
-        command=merged[backend].command,
+        command=found[backend].status.command,
         options=chosen.options,
         footprint=chosen.candidate.footprint,
         why=_why(chosen, question, weighed),
         candidates=tuple(_against(item.candidate, backend, facts) for item in weighed),
         notes=chosen.notes,
         warnings=_cpu_warning(BACKENDS[backend], question, weighed) + chosen.warnings,
+        gpu_needs=chosen.gpu_needs,
     )
 
 
@@ -105,7 +118,7 @@ def model_name(facts: ModelFacts) -> str:
 
 
 def _weigh_one(
-    row: BackendRow, status: BackendStatus, question: Question, exclusions: Mapping[Backend, str]
+    row: BackendRow, found: Found, question: Question, exclusions: Mapping[Backend, str]
 ) -> Weighed:
     facts, asked = question.facts, question.options.backend
     if asked is not None and asked is not row.backend:
@@ -115,48 +128,13 @@ def _weigh_one(
         return no(row, Cause.FORMAT, [f"it reads {formats}; the model is {facts.format}"])
     if row.backend in exclusions:
         return no(row, Cause.EXCLUDED, [f"excluded: {exclusions[row.backend]}"])
-    return weigh(row, status, question)
-
-
-def _merged(
-    snapshot: NodeSnapshot, statuses: Sequence[BackendStatus], policy: PlacementPolicy
-) -> tuple[BackendStatus, ...]:
-    known = by_backend(statuses)
-    absent = "nobody has looked for it on this node"
-    return tuple(
-        _with_hardware(
-            row, known.get(row.backend, BackendStatus(row.backend, False, absent)), snapshot, policy
-        )
-        for row in BACKENDS.values()
-    )
-
-
-def _with_hardware(
-    row: BackendRow, status: BackendStatus, snapshot: NodeSnapshot, policy: PlacementPolicy
-) -> BackendStatus:
-    if not row.needs_gpu:
-        return status
-    gpus = snapshot.detection.gpus
-    if not _has_hardware(row, snapshot):
-        kinds = " or ".join(sorted(kind.value for kind in row.gpu_types if kind.value != "unknown"))
-        reason = f"no {kinds} GPU on this node (the engine: {status.reason})"
-        return replace(status, available=False, reason=reason, devices=())
-    if not status.available:
-        return status
-    usable, reasons = usable_gpus(row, gpus, status.devices, policy)
-    if not usable:
-        return replace(status, available=False, reason="; ".join(reasons), devices=())
-    return replace(status, devices=tuple(item.device for item in usable if item.device is not None))
-
-
-def _has_hardware(row: BackendRow, snapshot: NodeSnapshot) -> bool:
-    return not row.needs_gpu or any(gpu.gpu_type in row.gpu_types for gpu in snapshot.detection.gpus)
+    return weigh(row, found, question)
 
 
 def _worth_saying(item: Weighed, question: Question) -> bool:
     """Whether a backend that will not do is one that somebody could have expected here."""
     expected = item.cause not in (None, Cause.FORMAT, Cause.NOT_ASKED)
-    return expected and _has_hardware(BACKENDS[item.candidate.backend], question.snapshot)
+    return expected and has_hardware(BACKENDS[item.candidate.backend], question.snapshot)
 
 
 def _against(candidate: Candidate, backend: Backend, facts: ModelFacts) -> Candidate:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -182,11 +183,13 @@ def _vendor(gpu: GPUInfo) -> str | None:
     return "amd" if gpu.gfx_version else _vendor_of_words(gpu.device_name.lower())
 
 
+@lru_cache(maxsize=1024)
 def _vendor_of_words(text: str) -> str | None:
     words = set(re.findall(r"[a-z]+", text))
     return next((vendor for vendor, marks in _VENDOR_WORDS.items() if words & set(marks)), None)
 
 
+@lru_cache(maxsize=1024)
 def _chip(description: str) -> str | None:
     gfx = re.search(r"\bgfx[0-9a-f]{3,4}\b", description)
     if gfx is not None:
@@ -196,10 +199,12 @@ def _chip(description: str) -> str | None:
     )
 
 
+@lru_cache(maxsize=1024)
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z0-9]+", text)) - _COMMON
 
 
+@lru_cache(maxsize=1024)
 def _models(words: frozenset[str]) -> frozenset[str]:
     """Words that name a model: 7900, 4090, h100, mi300x, 8060s; not a size or a gfx id."""
     return frozenset(

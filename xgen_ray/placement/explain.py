@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from xgen_ray.placement.question import Cause, Weighed
 from xgen_ray.placement.rows import BACKENDS
-from xgen_ray.placement.types import Engine, EngineOptions
-from xgen_ray.placement.weigh import Cause, Weighed
+from xgen_ray.placement.types import Backend, Engine, EngineOptions
 
 
 def refusal_message(name: str, options: EngineOptions, weighed: Sequence[Weighed]) -> str:
@@ -19,7 +19,7 @@ def refusal_message(name: str, options: EngineOptions, weighed: Sequence[Weighed
         first = short[0]
         also = "".join(f" {item.candidate.backend} {item.short}." for item in short[1:])
         text = f"{name} {first.short} ({first.candidate.backend})."
-        return f"{text}{also} {_memory_advice(first, options)}"
+        return f"{text}{also} {memory_advice(first.candidate.backend, options)}"
     # What is wrong with the request itself is wrong on every backend: say it once.
     common = [
         text for text in tried[0].candidate.reasons if all(text in item.candidate.reasons for item in tried)
@@ -30,8 +30,9 @@ def refusal_message(name: str, options: EngineOptions, weighed: Sequence[Weighed
     return f"{name} cannot be placed on this node: {listed}. {_advice(tried)}"
 
 
-def _memory_advice(first: Weighed, options: EngineOptions) -> str:
-    row = BACKENDS[first.candidate.backend]
+def memory_advice(backend: Backend, options: EngineOptions) -> str:
+    """What to do when memory on ``backend`` is all that is missing."""
+    row = BACKENDS[backend]
     steps = []
     if options.context is not None:
         steps.append("lower the context")
@@ -58,6 +59,8 @@ def _advice(tried: Sequence[Weighed]) -> str:
         steps.append("change the options")
     if absent:
         steps.append(f"install {' or '.join(absent)}")
+    if Cause.TAKEN in causes:
+        steps.append("unload the model that has its GPU whole")
     if Cause.EXCLUDED in causes:
         steps.append("mend what a backend was excluded for")
     text = ", or ".join(steps)

@@ -1,12 +1,14 @@
 """Whether a bill can be paid from the budgets, and by how much it cannot."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from xgen_ray.models.types import ModelFacts
+from xgen_ray.placement.estimates import LEARNED
 from xgen_ray.placement.footprint import FURTHER_CACHE, per_gpu_bytes
 from xgen_ray.placement.gpusets import Budgeted, GPUSet
 from xgen_ray.placement.sizes import gib_pair
-from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, Footprint, ResolvedOptions
+from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, Footprint, GPUNeed, ResolvedOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,30 @@ def needs_of(
     if not gpus:
         return ()
     if row.engine is Engine.VLLM:
+        # What was learned is beyond the share: it lies outside vLLM's own count.
+        beyond = sum(item.size_bytes for item in bill.items if item.on_gpu and item.name == LEARNED)
+        each = ceil(beyond / len(gpus))
         pools = _pools(options, gpus)
-        return tuple(max(pair) for pair in zip(pools, _least(facts, bill, gpus), strict=True))
+        return tuple(max(pair) + each for pair in zip(pools, _least(facts, bill, gpus), strict=True))
     free = [item.budget.free_bytes for item in gpus]
     everything = sum(free)
     # Without other word llama.cpp splits layers by free memory.
     shares = [size / everything if everything else 1 / len(free) for size in free]
     return per_gpu_bytes(facts, bill, shares)
+
+
+def gpu_needs(
+    row: BackendRow, facts: ModelFacts, options: ResolvedOptions, bill: Footprint, gpus: GPUSet
+) -> tuple[GPUNeed, ...]:
+    """What the model takes of each GPU, and how much of that from the host's RAM: a GPU that shares it takes
+    there what its own memory does not hold.
+    """
+    return tuple(
+        GPUNeed(
+            need, max(0, need - (item.budget.free_bytes - item.budget.shared_bytes)), item.budget.free_bytes
+        )
+        for need, item in zip(needs_of(row, facts, options, bill, gpus), gpus, strict=True)
+    )
 
 
 def shortage(
@@ -82,11 +101,7 @@ def _ram_left(
     gpus: GPUSet,
     host: DeviceBudget,
 ) -> int:
-    # A GPU on the host's RAM takes what its own memory does not hold from the same RAM.
-    spilled = sum(
-        max(0, need - (item.budget.free_bytes - item.budget.shared_bytes))
-        for need, item in zip(needs_of(row, facts, options, bill, gpus), gpus, strict=True)
-    )
+    spilled = sum(need.in_ram_bytes for need in gpu_needs(row, facts, options, bill, gpus))
     return host.free_bytes - spilled - bill.host_bytes
 
 
@@ -98,7 +113,7 @@ def _pools(options: ResolvedOptions, gpus: GPUSet) -> tuple[int, ...]:
 
 def _least(facts: ModelFacts, bill: Footprint, gpus: GPUSet) -> tuple[int, ...]:
     """What must fit each GPU's pool: all but the cache that vLLM adds with what is left of it."""
-    items = tuple(item for item in bill.items if item.name != FURTHER_CACHE)
+    items = tuple(item for item in bill.items if item.name not in (FURTHER_CACHE, LEARNED))
     return per_gpu_bytes(facts, Footprint(items), [1 / len(gpus)] * len(gpus))
 
 

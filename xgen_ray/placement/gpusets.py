@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from xgen_ray.hardware.types import GPUInfo
 from xgen_ray.models.types import ModelFacts
+from xgen_ray.placement.claims import takes_whole_cards
 from xgen_ray.placement.devices import UsableGPU
 from xgen_ray.placement.profiles import is_integrated
 from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, EngineOptions
@@ -43,72 +44,95 @@ def named_gpus(
     return tuple(positions), tuple(reasons)
 
 
-def gpu_sets(
-    row: BackendRow,
-    gpus: Sequence[Budgeted],
-    options: EngineOptions,
-    facts: ModelFacts,
-    named: Sequence[int] | None,
-) -> tuple[tuple[GPUSet, ...], tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What decides which GPUs are tried. ``named`` are the positions that the user asked for; ``leased``
+    those that other models use too, which nobody may have whole.
+    """
+
+    options: EngineOptions
+    facts: ModelFacts
+    named: tuple[int, ...] | None = None
+    leased: frozenset[int] = frozenset()
+    spread: bool = False
+
+
+Sets = tuple[tuple[GPUSet, ...], tuple[str, ...]]
+
+
+def gpu_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish) -> Sets:
     """The sets to try in order, or the reasons why there are none.
 
-    ``named`` are the positions that the user asked for. Without them: the smallest card that is large
-    enough, then several cards, then an integrated GPU.
+    Unless the wish names GPUs: the card with the least free memory that is enough (to spread: with the
+    most), then several cards, then an integrated GPU.
     """
-    if named is not None:
-        return _named_sets(row, gpus, options, facts, named)
+    if wish.named is not None:
+        return _named_sets(row, gpus, wish, wish.named)
     if row.engine is Engine.VLLM:
-        return _parallel_sets(gpus, options.tensor_parallel_size, facts)
-    cards, integrated = _by_kind(gpus)
-    if options.split_mode in (None, "none"):
+        return _parallel_sets(gpus, wish)
+    cards, integrated = _by_kind(gpus, wish.spread)
+    split = wish.options.split_mode
+    if split in (None, "none"):
         singles = [(item,) for item in cards]
-        groups = [] if options.split_mode == "none" else _largest(cards)
+        groups = [] if split == "none" else _largest(cards)
         return (*singles, *groups, *((item,) for item in integrated)), ()
     # A split was asked for, so every card takes part.
-    everyone = tuple(sorted(cards or integrated, key=lambda item: item.usable.position))
+    everyone = _in_order(cards or integrated)
+    if takes_whole_cards(row, split, len(everyone)):
+        whole = tuple(item for item in everyone if item.usable.position not in wish.leased)
+        # One alone is not cut, and so may be shared.
+        everyone = whole or everyone[:1]
     return (everyone,), ()
 
 
-def _named_sets(
-    row: BackendRow, gpus: Sequence[Budgeted], options: EngineOptions, facts: ModelFacts, named: Sequence[int]
-) -> tuple[tuple[GPUSet, ...], tuple[str, ...]]:
+def _named_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish, named: Sequence[int]) -> Sets:
+    options = wish.options
     at = {item.usable.position: item for item in gpus}
     missing = [position for position in named if position not in at]
     if missing:
         return (), tuple(f"it cannot use GPU {position}, which the options name" for position in missing)
     chosen = tuple(at[position] for position in named)
+    if takes_whole_cards(row, options.split_mode, len(chosen)):
+        shared = tuple(_shared(item) for item in chosen if item.usable.position in wish.leased)
+        if shared:
+            return (), shared
     if row.engine is Engine.VLLM:
-        uneven = _uneven(len(chosen), facts)
+        uneven = _uneven(len(chosen), wish.facts)
         return ((), (uneven,)) if uneven else ((chosen,), ())
     if options.split_mode == "none" and len(chosen) > 1:
         chosen = (chosen[options.main_gpu or 0],)
     return (chosen,), ()
 
 
-def _parallel_sets(
-    gpus: Sequence[Budgeted], size: int | None, facts: ModelFacts
-) -> tuple[tuple[GPUSet, ...], tuple[str, ...]]:
-    """Sets for tensor parallelism: GPUs of one model only, since the slowest sets the pace of all."""
-    cards, integrated = _by_kind(gpus)
+def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
+    """Sets for tensor parallelism: GPUs of one model only, since the slowest sets the pace of all, and none
+    that another model uses.
+    """
+    size, facts = wish.options.tensor_parallel_size, wish.facts
+    cards, integrated = _by_kind(gpus, wish.spread)
     kinds: dict[str, list[Budgeted]] = {}
+    whole: dict[str, list[Budgeted]] = {}
     for item in (*cards, *integrated):
         kinds.setdefault(item.usable.gpu.device_name, []).append(item)
-    most = max((len(items) for items in kinds.values()), default=0)
+        if item.usable.position not in wish.leased:
+            whole.setdefault(item.usable.gpu.device_name, []).append(item)
+    most = max((len(items) for items in whole.values()), default=0)
     if size is not None:
-        if size > most:
-            return (), (f"tensor_parallel_size is {size}, but the node has at most {most} equal GPUs for it",)
+        if size > max(most, 1 if kinds else 0):
+            shared = tuple(_shared(item) for item in gpus if item.usable.position in wish.leased)
+            short = f"tensor_parallel_size is {size}, but the node has at most {most} equal GPUs for it"
+            return (), (short, *shared)
         uneven = _uneven(size, facts)
         if uneven:
             return (), (uneven,)
-    sizes = (
-        [size] if size is not None else [n for n in (1, 2, 4, 8, 16) if n <= most and not _uneven(n, facts)]
-    )
+    several = [n for n in (2, 4, 8, 16) if n <= most and not _uneven(n, facts)]
+    sizes = [size] if size is not None else [1, *several]
     sets: list[GPUSet] = []
     for count in sizes:
         if count == 1:
             sets.extend((item,) for items in kinds.values() for item in items)
             continue
-        for items in kinds.values():
+        for items in whole.values():
             if len(items) >= count:
                 by_free = sorted(items, key=lambda item: (-item.budget.free_bytes, item.usable.position))
                 sets.append(_in_order(by_free[:count]))
@@ -121,9 +145,15 @@ def _uneven(count: int, facts: ModelFacts) -> str | None:
     return f"the model's {facts.head_count} attention heads cannot be divided among {count} GPUs"
 
 
-def _by_kind(gpus: Sequence[Budgeted]) -> tuple[list[Budgeted], list[Budgeted]]:
-    """Cards and integrated GPUs, each with the least free memory first."""
-    ordered = sorted(gpus, key=lambda item: (item.budget.free_bytes, item.usable.position))
+def _shared(item: Budgeted) -> str:
+    name = f"GPU {item.usable.position} ({item.usable.gpu.device_name})"
+    return f"{name} is in use by another model, and cutting every layer takes whole cards"
+
+
+def _by_kind(gpus: Sequence[Budgeted], spread: bool) -> tuple[list[Budgeted], list[Budgeted]]:
+    """Cards and integrated GPUs, each with the least free memory first, or to spread with the most."""
+    sign = -1 if spread else 1
+    ordered = sorted(gpus, key=lambda item: (sign * item.budget.free_bytes, item.usable.position))
     cards = [item for item in ordered if not is_integrated(item.usable.gpu)]
     return cards, [item for item in ordered if is_integrated(item.usable.gpu)]
 

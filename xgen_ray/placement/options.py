@@ -42,6 +42,7 @@ OPTION_BACKENDS: Final[Mapping[str, frozenset[Backend]]] = MappingProxyType(
         "gpu_memory_utilization": _VLLM & _GPU,
         "dtype": _VLLM,
         "quantization": _VLLM,
+        "spread": _ALL,
         "extra_args": _LLAMA_SERVER | _VLLM,
     }
 )

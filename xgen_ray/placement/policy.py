@@ -14,7 +14,9 @@ class PlacementPolicy:
     ``context`` is given to a model when nobody asks for one and the model was trained for at least as
     much; ``smallest_context`` is how far it may shrink to make a model fit. ``unknown_context`` is the
     most that may be asked of a model whose file does not say what it was trained for. Configuration puts
-    rows of its own in front of ``profiles``: the first that matches wins.
+    rows of its own in front of ``profiles``: the first that matches wins. ``spread`` holds where a model's
+    own options do not say. ``nodes_weighed`` is how many unlike nodes of a fleet are weighed in full, the
+    most promising first, before the best of them is taken.
     """
 
     context: int = 8192
@@ -26,6 +28,8 @@ class PlacementPolicy:
     vllm_rocm_gfx: frozenset[str] = VLLM_ROCM_GFX
     vllm_cuda_capability: tuple[int, int] = VLLM_CUDA_CAPABILITY
     profiles: tuple[ProfileRow, ...] = PROFILES
+    spread: bool = False
+    nodes_weighed: int = 16
 
 
 DEFAULT_POLICY = PlacementPolicy()

@@ -12,6 +12,8 @@ from xgen_ray.models.types import ModelTask
 from xgen_ray.placement.types import BackendRow, DeviceAPI, Engine
 
 OptionValue = int | bool | str
+# A row with this option limits how many bytes of a GPU a model may use; no option of an engine.
+MEMORY_LIMIT: Final = "memory_bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ def profile(
     return chosen
 
 
-def threads_for(cpu_count: int, on_gpu: bool) -> tuple[int, str]:
-    """How many threads an engine gets, and why.
+def threads_for(cpu_count: int, on_gpu: bool, leased: int = 0) -> tuple[int, str]:
+    """How many threads an engine gets, and why. ``leased`` are those that compute for other models.
 
     llama.cpp's threads wait busily: one that has to share its core stalls all others at every layer.
     """
@@ -139,4 +141,7 @@ def threads_for(cpu_count: int, on_gpu: bool) -> tuple[int, str]:
         return min(4, free), "the GPU computes; threads only feed it"
     if cpu_count == 1:
         return 1, "the node has one core"
+    if leased:
+        others = f"{leased} that compute for other models"
+        return max(1, free - leased), f"{cpu_count} cores less one for the system and {others}"
     return free, f"{cpu_count} cores less one for the system: busy threads must not share a core"

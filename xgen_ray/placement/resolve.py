@@ -12,6 +12,7 @@ from xgen_ray.placement.types import BackendRow, Engine, EngineOptions, ProfileN
 
 # What llama.cpp counts as "all" when the file does not say how many layers there are.
 _ALL_LAYERS = 999
+OVERSUBSCRIBED = "the CPU is oversubscribed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,15 @@ def resolve(
     host: HostFacts,
     rung: Rung,
     policy: PlacementPolicy,
+    *,
+    leased_threads: int = 0,
+    overshoot: float = 1.0,
 ) -> Resolution:
-    """Decide every option for ``gpus``; an empty set means the CPU."""
+    """Decide every option for ``gpus``; an empty set means the CPU.
+
+    ``leased_threads`` compute for other models. ``overshoot`` is how many times its share of a GPU the
+    engine was seen to take.
+    """
     chosen = _Choice(options, profile(row, task, [item.usable.gpu for item in gpus], policy.profiles))
     slots = chosen.number("slots", 1)
     if rung.most_slots is not None:
@@ -93,16 +101,17 @@ def resolve(
     batch, ubatch = _batches(chosen, options, task, rung.context)
     layers = (facts.layer_count + 1) if facts.layer_count else _ALL_LAYERS
     gpu_layers = min(layers, layers if options.gpu_layers is None else options.gpu_layers) if gpus else 0
-    threads, why_threads = threads_for(
-        host.cpu_count, on_gpu=bool(gpus) and gpu_layers >= (facts.layer_count or 1)
-    )
+    on_gpu = bool(gpus) and gpu_layers >= (facts.layer_count or 1)
+    threads, why_threads = threads_for(host.cpu_count, on_gpu, leased_threads)
     if options.threads is not None:
         threads = options.threads
     else:
         chosen.note("threads", threads, why_threads)
     flash, conflict = _flash_attention(chosen, options, row)
     conflict = conflict or _main_gpu_conflict(options, gpus)
-    utilization = _utilization(options, gpus, policy) if row.engine is Engine.VLLM and gpus else None
+    utilization = (
+        _utilization(options, gpus, policy, overshoot) if row.engine is Engine.VLLM and gpus else None
+    )
     resolved = ResolvedOptions(
         task=task,
         context=rung.context,
@@ -126,7 +135,8 @@ def resolve(
         quantization=options.quantization,
         extra_args=options.extra_args,
     )
-    return Resolution(resolved, tuple(chosen.notes), _warnings(resolved), conflict)
+    crowded = () if on_gpu else _oversubscribed(threads, leased_threads, host.cpu_count)
+    return Resolution(resolved, tuple(chosen.notes), _warnings(resolved) + crowded, conflict)
 
 
 class _Choice:
@@ -191,13 +201,13 @@ def _flash_attention(
     return True, None
 
 
-def _utilization(options: EngineOptions, gpus: GPUSet, policy: PlacementPolicy) -> float:
+def _utilization(options: EngineOptions, gpus: GPUSet, policy: PlacementPolicy, overshoot: float) -> float:
     """The share of each GPU's memory that vLLM takes: it refuses to start when so much is not free."""
     if options.gpu_memory_utilization is not None:
         return options.gpu_memory_utilization
     free = [item.budget.free_bytes / item.budget.total_bytes for item in gpus if item.budget.total_bytes]
     # Rounded down to hundredths, which is how it is written on the command line.
-    return min([policy.gpu_memory_utilization, *(int(part * 100) / 100 for part in free)])
+    return min([policy.gpu_memory_utilization, *(int(part / overshoot * 100) / 100 for part in free)])
 
 
 def _pooling(facts: ModelFacts, task: ModelTask, chosen: _Choice) -> str | None:
@@ -224,6 +234,14 @@ def _main_gpu_conflict(options: EngineOptions, gpus: Sequence[object]) -> str | 
 
 def _splits(row: BackendRow) -> bool:
     return row.engine is Engine.LLAMA_SERVER and row.needs_gpu
+
+
+def _oversubscribed(threads: int, leased: int, cpu_count: int) -> tuple[str, ...]:
+    if not leased or threads + leased <= cpu_count:
+        return ()
+    numbers = f"{threads} thread(s) here and {leased} of other models on {cpu_count} cores"
+    advice = "Use fewer threads, another node, or unload a model"
+    return (f"{OVERSUBSCRIBED}: {numbers}; busy threads that share a core stall each other. {advice}",)
 
 
 def _warnings(options: ResolvedOptions) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class EngineOptions(BaseModel):
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     dtype: str | None = None
     quantization: str | None = None
+    spread: bool | None = Field(None, description="The emptiest GPU and node first, instead of the fullest.")
     extra_args: tuple[str, ...] = Field((), description="Further arguments for the engine's command line.")
 
 
@@ -210,17 +211,36 @@ class ResolvedOptions:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One backend as it was weighed. ``reasons`` explain a no, each with its numbers."""
+    """One backend as it was weighed. ``reasons`` explain a no, each with its numbers.
+
+    ``missing_bytes`` is how much memory more would have been enough, when memory is all that is missing.
+    """
 
     backend: Backend
     fits: bool
     reasons: tuple[str, ...]
     footprint: Footprint | None = None
+    missing_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GPUNeed:
+    """What a plan takes of one GPU, of the ``free_bytes`` that it could have had. ``in_ram_bytes`` is the
+    part that lies in the host's RAM, because the GPU's own memory was too small for it.
+    """
+
+    size_bytes: int
+    in_ram_bytes: int = 0
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A decision to run ``facts`` on ``backend``. ``candidates`` has every backend, best first."""
+    """A decision to run ``facts`` on ``backend``. ``candidates`` has every backend, best first.
+
+    ``gpu_needs`` has one entry per GPU in ``options.gpus``. It may be larger than the bill: layers are not
+    cut, and vLLM takes its share of a GPU whole.
+    """
 
     facts: ModelFacts
     backend: Backend
@@ -231,6 +251,7 @@ class Plan:
     candidates: tuple[Candidate, ...]
     notes: tuple[ProfileNote, ...] = ()
     warnings: tuple[str, ...] = ()
+    gpu_needs: tuple[GPUNeed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

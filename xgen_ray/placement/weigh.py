@@ -1,95 +1,46 @@
 """One backend weighed for one model: can it, and with which GPUs, options and memory?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
-from xgen_ray.hardware.types import NodeSnapshot, NodeUsage
-from xgen_ray.models.types import ModelFacts, ModelTask
-from xgen_ray.placement.budget import gpu_budget, host_budget
-from xgen_ray.placement.devices import usable_gpus
-from xgen_ray.placement.fit import Shortage, ram_left, shortage
+from xgen_ray.models.types import ModelTask
+from xgen_ray.placement.budget import at_most, gpu_budget, host_budget
+from xgen_ray.placement.claims import gpu_key
+from xgen_ray.placement.devices import UsableGPU
+from xgen_ray.placement.estimates import corrected, overshoot
+from xgen_ray.placement.fit import Shortage, gpu_needs, ram_left, shortage
 from xgen_ray.placement.footprint import KV_CACHE, footprint
-from xgen_ray.placement.gpusets import Budgeted, GPUSet, gpu_sets, named_gpus
+from xgen_ray.placement.gpusets import Budgeted, GPUSet, Wish, gpu_sets, named_gpus
 from xgen_ray.placement.options import contradictions, foreign_options
-from xgen_ray.placement.policy import PlacementPolicy
-from xgen_ray.placement.profiles import ProfileRow, is_integrated, profile
+from xgen_ray.placement.profiles import MEMORY_LIMIT, ProfileRow, is_integrated, profile
+from xgen_ray.placement.question import Cause, Leased, Question, Weighed, no
 from xgen_ray.placement.resolve import Resolution, Rung, context_refusal, ladder, resolve
 from xgen_ray.placement.sizes import MIB, gib
+from xgen_ray.placement.survey import Found
 from xgen_ray.placement.types import (
     BackendRow,
-    BackendStatus,
     Candidate,
     DeviceBudget,
     Engine,
-    EngineOptions,
     Footprint,
     ProfileNote,
     ResolvedOptions,
 )
 
-
-class Cause(StrEnum):
-    """Why a backend will not do, in the order in which it is asked."""
-
-    NOT_ASKED = "not asked for"
-    FORMAT = "format"
-    EXCLUDED = "excluded"
-    REQUEST = "request"
-    ABSENT = "absent"
-    DEVICE = "device"
-    MEMORY = "memory"
+MADE_SMALLER = "made smaller to fit"
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Everything that a backend is weighed against."""
-
-    facts: ModelFacts
-    task: ModelTask
-    options: EngineOptions
-    snapshot: NodeSnapshot
-    usage: NodeUsage | None
-    policy: PlacementPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class Weighed:
-    """A candidate with what a plan needs of it (``options``) or what kind of no it is (``cause``).
-
-    ``short`` is a lack of memory in short, for the sentence that sums a refusal up.
-    """
-
-    candidate: Candidate
-    cause: Cause | None = None
-    short: str | None = None
-    options: ResolvedOptions | None = None
-    notes: tuple[ProfileNote, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def no(
-    row: BackendRow,
-    cause: Cause,
-    reasons: Sequence[str],
-    bill: Footprint | None = None,
-    short: str | None = None,
-) -> Weighed:
-    candidate = Candidate(row.backend, fits=False, reasons=tuple(reasons), footprint=bill)
-    return Weighed(candidate, cause, short=short)
-
-
-def weigh(row: BackendRow, status: BackendStatus, question: Question) -> Weighed:
-    """Weigh a backend of the model's format; ``status`` has the hardware's word merged in."""
+def weigh(row: BackendRow, found: Found, question: Question) -> Weighed:
+    """Weigh a backend of the model's format, as it was found on the node."""
     reasons = _request_reasons(row, question)
     if reasons:
         return no(row, Cause.REQUEST, reasons)
-    if not status.available:
-        return no(row, Cause.ABSENT, [status.reason])
+    if not found.status.available:
+        return no(row, Cause.ABSENT, [found.status.reason])
     host = host_budget(question.snapshot.host, question.usage)
     if not row.needs_gpu:
         return _climb(row, question, ((),), host)
-    budgeted = _budgeted(row, status, question, host)
+    budgeted = _budgeted(row, found, question, host)
     off_gpu = _kept_off_gpu(row, question, budgeted)
     if off_gpu is not None:
         # Forced onto this backend, the model runs on the CPU inside it.
@@ -98,10 +49,39 @@ def weigh(row: BackendRow, status: BackendStatus, question: Question) -> Weighed
         forced = _climb(row, question, ((),), host)
         return replace(forced, notes=(*forced.notes, ProfileNote("gpu_layers", "0", off_gpu)))
     named = _named(question)[0] or None
-    sets, reasons = gpu_sets(row, budgeted, question.options, question.facts, named)
+    offered, withheld, reasons = _offered(budgeted, named, question.leased)
     if reasons:
-        return no(row, Cause.DEVICE, reasons)
-    return _climb(row, question, sets, host)
+        return no(row, Cause.TAKEN, reasons)
+    leased = frozenset(
+        item.usable.position for item in offered if gpu_key(item.usable.gpu) in question.leased.gpus
+    )
+    wish = Wish(question.options, question.facts, named, leased, question.spread)
+    sets, reasons = gpu_sets(row, offered, wish)
+    if reasons:
+        return no(row, Cause.DEVICE, (*reasons, *withheld))
+    weighed = _climb(row, question, sets, host)
+    if weighed.cause is None or not withheld:
+        return weighed
+    reasons = (*weighed.candidate.reasons, *withheld)
+    return replace(weighed, candidate=replace(weighed.candidate, reasons=reasons))
+
+
+def _offered(
+    gpus: Sequence[Budgeted], named: Sequence[int] | None, leased: Leased
+) -> tuple[tuple[Budgeted, ...], tuple[str, ...], tuple[str, ...]]:
+    """The GPUs that may be used, a reason for each of the others, and why there is nothing to try at all."""
+    taken = [item for item in gpus if gpu_key(item.usable.gpu) in leased.taken]
+    offered = tuple(item for item in gpus if item not in taken)
+    withheld = tuple(
+        f"GPU {item.usable.position} ({item.usable.gpu.device_name}) is not offered: "
+        "another model has it whole"
+        for item in taken
+    )
+    if named is not None:
+        positions = [item.usable.position for item in taken]
+        asked = tuple(text for text, position in zip(withheld, positions, strict=True) if position in named)
+        return offered, (), asked
+    return offered, withheld, () if offered else withheld
 
 
 def _request_reasons(row: BackendRow, question: Question) -> tuple[str, ...]:
@@ -131,14 +111,15 @@ def _named(question: Question) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return named_gpus(question.snapshot.detection.gpus, names)
 
 
-def _budgeted(
-    row: BackendRow, status: BackendStatus, question: Question, host: DeviceBudget
-) -> tuple[Budgeted, ...]:
-    usable, _ = usable_gpus(row, question.snapshot.detection.gpus, status.devices, question.policy)
-    return tuple(
-        Budgeted(item, gpu_budget(item.gpu, host, usage=question.usage, device=item.device))
-        for item in usable
-    )
+def _budgeted(row: BackendRow, found: Found, question: Question, host: DeviceBudget) -> tuple[Budgeted, ...]:
+    limits = tuple(limit for limit in question.policy.profiles if limit.option == MEMORY_LIMIT)
+
+    def budget(item: UsableGPU) -> DeviceBudget:
+        budget = gpu_budget(item.gpu, host, usage=question.usage, device=item.device)
+        limit = profile(row, question.task, [item.gpu], limits).get(MEMORY_LIMIT)
+        return budget if limit is None else at_most(budget, int(limit.value), limit.reason)
+
+    return tuple(Budgeted(item, budget(item)) for item in found.gpus)
 
 
 def _kept_off_gpu(row: BackendRow, question: Question, gpus: Sequence[Budgeted]) -> str | None:
@@ -159,44 +140,67 @@ def _layers_row(row: BackendRow, question: Question, gpus: Sequence[Budgeted]) -
     return layers if layers is not None and layers.value == 0 else None
 
 
-def _climb(row: BackendRow, question: Question, sets: Sequence[GPUSet], host: DeviceBudget) -> Weighed:
-    """Try the sets at full size, then smaller; the first that fits is it."""
-    first: Shortage | None = None
-    nearest: Shortage | None = None
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A set of GPUs, and a size of the model that fits there."""
+
+    rung: Rung
+    gpus: GPUSet
+    resolution: Resolution
+    bill: Footprint
+
+
+@dataclass(frozen=True, slots=True)
+class _Miss:
+    """No set holds the model at a size: how near it came to fit, or what speaks against every set."""
+
+    short: Shortage | None = None
     bill: Footprint | None = None
     conflict: str | None = None
+
+
+def _climb(row: BackendRow, question: Question, sets: Sequence[GPUSet], host: DeviceBudget) -> Weighed:
+    """Try the sets at full size, then smaller; the first that fits is it."""
     rungs = ladder(row, question.facts, question.task, question.options, question.policy)
-    for rung in rungs:
-        nearest, bill = None, None
-        for gpus in sets:
-            resolution = _resolve(row, question, gpus, rung)
-            if resolution.conflict is not None:
-                conflict = resolution.conflict
-                continue
-            tried = _bill(row, question, gpus, resolution.options)
-            short = shortage(row, question.facts, resolution.options, tried, gpus, host)
-            if short is None:
-                return _fitting(row, question, gpus, host, resolution, rung, first)
-            if nearest is None or short.missing_bytes < nearest.missing_bytes:
-                nearest, bill = short, tried
-        first = first or nearest
-    if nearest is None and conflict is not None:
-        return no(row, Cause.REQUEST, [conflict])
-    if nearest is None:
-        return no(row, Cause.DEVICE, ["no GPU for it"])
-    return no(row, Cause.MEMORY, [f"{nearest.text} ({nearest.why})"], bill, short=nearest.text)
+    full = _attempt(row, question, sets, host, rungs[0])
+    if isinstance(full, _Fit):
+        return _fitting(row, question, host, full, None)
+    least = _attempt(row, question, sets, host, rungs[-1]) if len(rungs) > 1 else full
+    if isinstance(least, _Fit):
+        # What fits at a size fits at every smaller one, so only now are those between worth a try.
+        between = (_attempt(row, question, sets, host, rung) for rung in rungs[1:-1])
+        chosen = next((item for item in between if isinstance(item, _Fit)), least)
+        return _fitting(row, question, host, chosen, full.short)
+    if least.short is not None:
+        reasons = [f"{least.short.text} ({least.short.why})"]
+        return no(row, Cause.MEMORY, reasons, least.bill, least.short.text, least.short.missing_bytes)
+    if least.conflict is not None:
+        return no(row, Cause.REQUEST, [least.conflict])
+    return no(row, Cause.DEVICE, ["no GPU for it"])
+
+
+def _attempt(
+    row: BackendRow, question: Question, sets: Sequence[GPUSet], host: DeviceBudget, rung: Rung
+) -> _Fit | _Miss:
+    nearest = _Miss()
+    for gpus in sets:
+        resolution = _resolve(row, question, gpus, rung)
+        if resolution.conflict is not None:
+            nearest = replace(nearest, conflict=resolution.conflict)
+            continue
+        bill = _bill(row, question, gpus, resolution.options)
+        short = shortage(row, question.facts, resolution.options, bill, gpus, host)
+        if short is None:
+            return _Fit(rung, gpus, resolution, bill)
+        if nearest.short is None or short.missing_bytes < nearest.short.missing_bytes:
+            nearest = replace(nearest, short=short, bill=bill)
+    return nearest
 
 
 def _fitting(
-    row: BackendRow,
-    question: Question,
-    gpus: GPUSet,
-    host: DeviceBudget,
-    resolution: Resolution,
-    rung: Rung,
-    first: Shortage | None,
+    row: BackendRow, question: Question, host: DeviceBudget, chosen: _Fit, first: Shortage | None
 ) -> Weighed:
-    bill = _bill(row, question, gpus, resolution.options)
+    gpus, resolution, bill = chosen.gpus, chosen.resolution, chosen.bill
     left = ram_left(row, question.facts, resolution.options, bill, gpus, host)
     lock, notes, warnings = _memory_lock(row, question, gpus, left)
     spare = 0
@@ -206,7 +210,7 @@ def _fitting(
     bill = _bill(row, question, gpus, options)
     candidate = Candidate(row.backend, fits=True, reasons=(), footprint=bill)
     if first is not None:
-        warnings = (_shrunk(options, rung, first), *warnings)
+        warnings = (_shrunk(options, chosen.rung, first), *warnings)
     overridden = _layers_row(row, question, gpus) if gpus else None
     if overridden is not None:
         warnings += (f"on the GPU because the options say so: {overridden.reason}",)
@@ -215,6 +219,7 @@ def _fitting(
         options=options,
         notes=resolution.notes + notes,
         warnings=resolution.warnings + warnings,
+        gpu_needs=gpu_needs(row, question.facts, options, bill, gpus),
     )
 
 
@@ -262,20 +267,17 @@ def _resolve(row: BackendRow, question: Question, gpus: GPUSet, rung: Rung) -> R
         question.snapshot.host,
         rung,
         question.policy,
+        leased_threads=question.leased.threads,
+        overshoot=overshoot(question.facts, row.backend, question.observations),
     )
 
 
 def _bill(row: BackendRow, question: Question, gpus: GPUSet, options: ResolvedOptions) -> Footprint:
     totals = [item.budget.total_bytes or item.budget.free_bytes for item in gpus]
-    return footprint(question.facts, row.backend, options, totals)
+    bill = footprint(question.facts, row.backend, options, totals)
+    return corrected(question.facts, row.backend, bill, question.observations)
 
 
 def _shrunk(options: ResolvedOptions, rung: Rung, first: Shortage) -> str:
     size = f"a context of {options.context}" + (f" and {options.slots} slot(s)" if rung.most_slots else "")
-    return f"made smaller to fit, to {size}: at full size it {first.text} ({first.why})"
-
-
-def by_backend(statuses: Sequence[BackendStatus]) -> Mapping[str, BackendStatus]:
-    """One status per backend whatever the order: of two, the one that can start."""
-    ranked = sorted(statuses, key=lambda status: (status.available, status.command, status.reason))
-    return {status.backend: status for status in ranked}
+    return f"{MADE_SMALLER}, to {size}: at full size it {first.text} ({first.why})"

@@ -26,7 +26,7 @@ def _row(failure: FailureClass, pattern: str, message: str, advice: str) -> Fail
 
 
 _LESS_MEMORY = "Lower the context or the number of slots, use a smaller quantization, or use more GPUs."
-_NEXT_BACKEND = "Another backend may run it: Vulkan is the most stable one on AMD GPUs."
+_NEXT_BACKEND = "Another backend may run it."
 _CHECK_FILE = "Check the path, then download or copy the file again and compare its size and checksum."
 
 # Lines that name the cause. Of several, the latest counts: engines go on after some of them (a smaller

@@ -33,7 +33,10 @@ class LaunchSpec:
 
 
 class FailureClass(StrEnum):
-    """Why an engine died, in classes that a decision can be based on."""
+    """Why an engine died, in classes that a decision can be based on.
+
+    CANARY_FAILED has never computed; WEDGED has, and then lived on without answering or computing.
+    """
 
     BAD_MODEL_FILE = "bad_model_file"
     UNSUPPORTED_ARCHITECTURE = "unsupported_architecture"
@@ -48,6 +51,7 @@ class FailureClass(StrEnum):
     ILLEGAL_INSTRUCTION = "illegal_instruction"
     NOT_READY_IN_TIME = "not_ready_in_time"
     CANARY_FAILED = "canary_failed"
+    WEDGED = "wedged"
     STOPPED = "stopped"
     KILLED = "killed"
     CRASHED = "crashed"

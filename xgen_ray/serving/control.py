@@ -2,28 +2,43 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 
 from xgen_ray import __version__
 from xgen_ray.errors import ModelNotFound
-from xgen_ray.placement import plan as make_plan
+from xgen_ray.placement import Observation
 from xgen_ray.schema import (
     BackendsReport,
     FailureReport,
     GPUsReport,
+    LiftRequest,
     LoadRequest,
     LogPage,
     ModelStatus,
+    NodesReport,
     Phase,
     PlanReport,
-    ReplicaStatus,
     StatusReport,
 )
-from xgen_ray.serving.inventory import InventoryReader
+from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report
+from xgen_ray.serving.hands import Hands
+from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings, name_of
-from xgen_ray.serving.pools import BuildEngine, Pools
+from xgen_ray.serving.placing import dry_run
+from xgen_ray.serving.pools import Pools
 from xgen_ray.serving.reports import model_status, plan_report
-from xgen_ray.serving.sources import SourceFinder
-from xgen_ray.serving.state import LoadAsked, Model, ReplicaReported, UnloadAsked
+from xgen_ray.serving.state import (
+    Event,
+    ExclusionsLifted,
+    LoadAsked,
+    LookDone,
+    Model,
+    PoolPhase,
+    Replica,
+    ReplicaReported,
+    UnloadAsked,
+    UseReported,
+)
 from xgen_ray.serving.table import RoutingTable
 
 # A router's call for the next table returns at the latest after this.
@@ -40,15 +55,15 @@ class Control:
     def __init__(
         self,
         settings: LoopSettings,
-        build_engine: BuildEngine,
-        inventory: InventoryReader,
-        sources: SourceFinder,
+        base_url: str,
+        pools: Pools,
+        fleet: FleetReader,
+        make_hands: Callable[[Callable[[Event], None]], Hands],
     ) -> None:
-        self._base_url = settings.base_url
-        self._inventory = inventory
-        self._sources = sources
-        self._pools = Pools()
-        self._loop = ControlLoop(settings, build_engine, inventory, sources, self._pools)
+        self._base_url = base_url
+        self._pools = pools
+        self._fleet = fleet
+        self._loop = ControlLoop(settings, pools, make_hands)
 
     async def start(self) -> None:
         await self._loop.start()
@@ -62,7 +77,7 @@ class Control:
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         """Loads the model. With ``wait`` returns when it is ready and raises when it cannot be."""
         name = name_of(request)
-        await asyncio.to_thread(self._sources.check, request.model)
+        await self._fleet.check(request.model)
         caller, outcome = self._loop.caller()
         self._loop.post(LoadAsked(name, request, caller, time.time()))
         if wait:
@@ -71,11 +86,11 @@ class Control:
             done, _ = await asyncio.wait({outcome}, timeout=PROMPT_ANSWER_S)
             if done:
                 outcome.result()
-        return model_status(self._model(name), self._base_url)
+        return self._status_of(self._model(name))
 
     async def unload(self, name: str) -> ModelStatus:
         """Returns once the model's engines are gone. Raises ModelNotFound."""
-        last = model_status(self._model(name), self._base_url)
+        last = self._status_of(self._model(name))
         caller, outcome = self._loop.caller()
         self._loop.post(UnloadAsked(name, caller, time.time()))
         await outcome
@@ -84,21 +99,21 @@ class Control:
 
     async def status(self) -> StatusReport:
         models = sorted(self._loop.state.models.values(), key=lambda model: model.name)
-        return StatusReport(
-            models=tuple(model_status(model, self._base_url) for model in models), version=__version__
-        )
+        return StatusReport(models=tuple(self._status_of(model) for model in models), version=__version__)
 
     async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
         """The engine's lines; of a model whose engine is dead, the last lines it printed."""
         model = self._model(name)
         patience_s = LOGS_PATIENCE_S if model.phase is Phase.READY else 0.0
-        answers: list[tuple[str, tuple[str, ...], int]] = []
-        if model.pool and model.phase is not Phase.FAILED:
-            answers = await self._pools.logs(model.pool, after, limit, patience_s=patience_s)
+        running = [pool.pool for pool in model.live if pool.phase is not PoolPhase.PREPARING]
+        pages = await asyncio.gather(
+            *(self._pools.logs(pool, after, limit, patience_s=patience_s) for pool in running)
+        )
+        answers = [answer for page in pages for answer in page]
         if replica_id is not None:
             answers = [answer for answer in answers if answer[0] == replica_id]
             if not answers:
-                known = ", ".join(sorted(model.replicas)) or "none"
+                known = ", ".join(sorted(key for pool in model.live for key in pool.replicas)) or "none"
                 raise ModelNotFound(f"{name} has no running replica {replica_id!r}; running: {known}")
         if answers:
             found, lines, position = min(answers)
@@ -108,30 +123,37 @@ class Control:
         return LogPage(model=name, replica_id=None, lines=shown, next=after + len(shown))
 
     async def plan(self, request: LoadRequest) -> PlanReport:
-        """What a load would do. Fetches nothing: a source that is not here yet is an error that says so."""
-        facts = await asyncio.to_thread(self._sources.facts_if_present, request.model)
-        inventory = await self._inventory.read()
-        decision = make_plan(
-            facts,
-            request.options,
-            inventory.snapshot,
-            inventory.statuses,
-            usage=inventory.usage,
-            policy=inventory.policy,
-        )
+        """What a load would do. Fetches no weights."""
+        await self._fleet.check(request.model)
+        facts, fleet = await self._fleet.look(request.model)
+        event = LookDone("", 0, facts, fleet, time.time())
+        decision = await asyncio.to_thread(dry_run, request, event, self._loop.state)
         return plan_report(request.model, decision)
 
+    async def nodes(self) -> NodesReport:
+        fleet = self._fleet
+        return nodes_report(await fleet.seen(), self._loop.state, fleet.policy, fleet.against)
+
     async def gpus(self) -> GPUsReport:
-        return await self._inventory.gpus()
+        return gpus_report(await self.nodes())
 
     async def backends(self) -> BackendsReport:
-        return await self._inventory.backends()
+        return backends_report(await self.nodes())
 
-    async def next_table(self, known: tuple[str, int]) -> RoutingTable:
+    async def lift(self, request: LiftRequest) -> None:
+        """Forget what was learned against backends of a model. Raises ModelNotFound if nothing was."""
+        caller, outcome = self._loop.caller()
+        self._loop.post(ExclusionsLifted(request.model, request.backend, caller, time.time()))
+        await outcome
+
+    async def next_table(self, known: tuple[str, int], used: Mapping[str, float]) -> RoutingTable:
         """The table, as soon as it is another than ``known``, at the latest after TABLE_POLL_S.
 
         A life of control that has not taken stock yet has no table to give: a router keeps what it has.
+        ``used`` is when the router was last asked for each model, in Unix seconds.
         """
+        if used:
+            self._loop.post(UseReported(used))
         try:
             async with asyncio.timeout(TABLE_POLL_S):
                 while self._loop.state.table.stamp in (known, RoutingTable().stamp):
@@ -140,9 +162,24 @@ class Control:
             pass
         return self._loop.state.table
 
-    async def hear_replica(self, pool: str, status: ReplicaStatus, failure: FailureReport | None) -> None:
+    async def hear_doubts(self, replica_ids: frozenset[str]) -> None:
+        """A router's requests failed on these replicas: each finds out whether its engine still computes."""
+        pools = [pool for model in self._loop.state.models.values() for pool in model.live]
+        doubted = [pool.pool for pool in pools if replica_ids & pool.replicas.keys()]
+        await asyncio.gather(*(self._pools.doubt(pool, replica_ids) for pool in doubted))
+
+    async def hear_replica(
+        self,
+        pool: str,
+        replica: Replica,
+        failure: FailureReport | None,
+        observations: tuple[Observation, ...],
+    ) -> None:
         """A replica's own word."""
-        self._loop.post(ReplicaReported(pool, status, failure))
+        self._loop.post(ReplicaReported(pool, replica, failure, observations))
+
+    def _status_of(self, model: Model) -> ModelStatus:
+        return model_status(model, self._base_url, self._loop.state.exclusions)
 
     def _model(self, name: str) -> Model:
         model = self._loop.state.models.get(name)

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xgen_ray.backends import discover
-from xgen_ray.hardware import NodeSnapshot, detect_in_child, take_usage
+from xgen_ray.hardware import (
+    GPUProcesses,
+    NodeSnapshot,
+    NodeUsage,
+    detect_in_child,
+    take_processes,
+    take_usage,
+)
 from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.types import Backend, BackendStatus
-from xgen_ray.schema import BackendsReport, GPUsReport
-from xgen_ray.serving.reports import backend_reports, gpus_report
 from xgen_ray.serving.state import Inventory
 
 # Cards do not come and go by the minute, and a look takes seconds; usage is read afresh every time.
@@ -42,20 +47,26 @@ class InventoryReader:
         self._taken_at = 0.0
 
     async def read(self) -> Inventory:
+        snapshot, statuses = await self.hardware()
+        return Inventory(snapshot, await self.usage(), statuses, self._policy)
+
+    async def hardware(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]:
+        """What the node has, and which engines can start on it. Costs seconds at first, then nothing."""
         async with self._lock:
             if self._known is None or time.monotonic() - self._taken_at > SNAPSHOT_AGE_S:
                 self._known = await self._look()
                 self._taken_at = time.monotonic()
-            snapshot, statuses = self._known
-        usage = await asyncio.to_thread(take_usage, snapshot.detection, env=self._env)
-        return Inventory(snapshot, usage, statuses, self._policy)
+            return self._known
 
-    async def gpus(self) -> GPUsReport:
-        return gpus_report(self._node, await self.read())
+    async def usage(self) -> NodeUsage:
+        """What the node is doing now. Costs a fraction of a second each time."""
+        snapshot, _ = await self.hardware()
+        return await asyncio.to_thread(take_usage, snapshot.detection, env=self._env)
 
-    async def backends(self) -> BackendsReport:
-        inventory = await self.read()
-        return BackendsReport(nodes={self._node: backend_reports(inventory)})
+    async def processes(self) -> GPUProcesses:
+        """Who has how much of the node's GPUs now. Costs as much as usage."""
+        snapshot, _ = await self.hardware()
+        return await asyncio.to_thread(take_processes, snapshot.detection, env=self._env)
 
     async def _look(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]:
         snapshot = await asyncio.to_thread(detect_in_child, env=self._env)

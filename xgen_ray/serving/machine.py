@@ -7,36 +7,48 @@ every caller is answered once.
 
 from typing import assert_never
 
-from xgen_ray.serving.sightings import hear_replica, observe
+from xgen_ray.serving.placing import (
+    hear_look_failed,
+    hear_pool_progress,
+    hear_prepared,
+    hear_progress,
+    hear_refused,
+    hear_start_failed,
+    place,
+)
+from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
 from xgen_ray.serving.state import (
     ControlState,
     Effect,
     Event,
+    ExclusionsLifted,
     LoadAsked,
+    LookDone,
+    LookFailed,
+    LookProgressed,
+    NodesObserved,
+    PoolPrepared,
+    PoolProgressed,
+    PoolRefused,
     PoolsObserved,
     PoolStartFailed,
     ReplicaReported,
     Restored,
-    SourceFailed,
-    SourceProgressed,
-    SourceResolved,
     UnloadAsked,
+    UseReported,
 )
 from xgen_ray.serving.turn import Turn
-from xgen_ray.serving.wishes import (
-    hear_progress,
-    hear_source_failed,
-    hear_start_failed,
-    load,
-    place,
-    restore,
-    unload,
-)
+from xgen_ray.serving.wishes import lift, load, restore, unload
 
 
 def step(state: ControlState, event: Event) -> tuple[ControlState, tuple[Effect, ...]]:
     """The whole of control's judgement."""
     turn = Turn(state)
+    _apply(turn, event)
+    return turn.finish()
+
+
+def _apply(turn: Turn, event: Event) -> None:  # noqa: C901  # one line a kind of event
     match event:
         case Restored():
             restore(turn, event)
@@ -44,18 +56,29 @@ def step(state: ControlState, event: Event) -> tuple[ControlState, tuple[Effect,
             load(turn, event)
         case UnloadAsked():
             unload(turn, event)
-        case SourceProgressed():
+        case ExclusionsLifted():
+            lift(turn, event)
+        case LookProgressed():
             hear_progress(turn, event)
-        case SourceResolved():
+        case LookDone():
             place(turn, event)
-        case SourceFailed():
-            hear_source_failed(turn, event)
+        case LookFailed():
+            hear_look_failed(turn, event)
+        case PoolProgressed():
+            hear_pool_progress(turn, event)
+        case PoolPrepared():
+            hear_prepared(turn, event)
+        case PoolRefused():
+            hear_refused(turn, event)
+        case PoolStartFailed():
+            hear_start_failed(turn, event)
         case ReplicaReported():
             hear_replica(turn, event)
         case PoolsObserved():
             observe(turn, event)
-        case PoolStartFailed():
-            hear_start_failed(turn, event)
+        case NodesObserved():
+            observe_nodes(turn, event)
+        case UseReported():
+            hear_use(turn, event)
         case _:
             assert_never(event)
-    return turn.finish()

@@ -16,27 +16,26 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ServeStatus
 
-from xgen_ray.schema import ReplicaStatus
-from xgen_ray.serving.dispatcher import ENGINE_DEPLOYMENT
 from xgen_ray.serving.replica import PoolSpec
-from xgen_ray.serving.state import PoolState
+from xgen_ray.serving.state import AppState, Replica
 from xgen_ray.serving.turn import POOL_PREFIX
 
 logger = logging.getLogger(__name__)
 
+ENGINE_DEPLOYMENT = "Engine"
 ASK_TIMEOUT_S = 2.0
 ASK_AGAIN_S = 0.05
 
 # Makes the application of a pool; given by the composition root.
 BuildEngine = Callable[[PoolSpec, int], Application]
 
-_STATES: Mapping[ApplicationStatus, PoolState] = {
-    ApplicationStatus.NOT_STARTED: PoolState.STARTING,
-    ApplicationStatus.DEPLOYING: PoolState.STARTING,
-    ApplicationStatus.RUNNING: PoolState.RUNNING,
-    ApplicationStatus.UNHEALTHY: PoolState.UNHEALTHY,
-    ApplicationStatus.DEPLOY_FAILED: PoolState.FAILED,
-    ApplicationStatus.DELETING: PoolState.STOPPING,
+_STATES: Mapping[ApplicationStatus, AppState] = {
+    ApplicationStatus.NOT_STARTED: AppState.STARTING,
+    ApplicationStatus.DEPLOYING: AppState.STARTING,
+    ApplicationStatus.RUNNING: AppState.RUNNING,
+    ApplicationStatus.UNHEALTHY: AppState.UNHEALTHY,
+    ApplicationStatus.DEPLOY_FAILED: AppState.FAILED,
+    ApplicationStatus.DELETING: AppState.STOPPING,
 }
 
 
@@ -44,9 +43,9 @@ _STATES: Mapping[ApplicationStatus, PoolState] = {
 class PoolsSeen:
     """Serve's word on our pools. ``replicas`` lacks a pool whose replicas did not all answer in time."""
 
-    states: Mapping[str, PoolState]
+    states: Mapping[str, AppState]
     messages: Mapping[str, str]
-    replicas: Mapping[str, tuple[ReplicaStatus, ...]]
+    replicas: Mapping[str, tuple[Replica, ...]]
 
 
 class Pools:
@@ -94,11 +93,15 @@ class Pools:
                 return answers
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def _describe(self, pool: str, running: int) -> tuple[ReplicaStatus, ...] | None:
+    async def doubt(self, pool: str, replica_ids: frozenset[str]) -> None:
+        """Has these replicas of the pool look at their engines."""
+        await self._ask(pool, "doubt", replica_ids)
+
+    async def _describe(self, pool: str, running: int) -> tuple[Replica, ...] | None:
         if running == 0:
             return ()
         answers = await self._ask(pool, "describe")
-        found = tuple(answer for answer in answers if isinstance(answer, ReplicaStatus))
+        found = tuple(answer for answer in answers if isinstance(answer, Replica))
         # A fresh handle knows no replicas yet, a dying one does not answer: neither proves an absence.
         return found if len(found) >= running else None
 

@@ -1,16 +1,26 @@
-"""What the operator asked for, kept over restarts, in an SQLite file on the head node."""
+"""What operators asked for and what was learned, kept over restarts: an SQLite file on the head node."""
 
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from xgen_ray.errors import ConfigError
+from xgen_ray.placement import Exclusion, Observation
 from xgen_ray.serving.state import Record
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT"
-_SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS lessons (kind TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+"""
+_SCHEMA_VERSION = 2
 _RECORD = TypeAdapter(Record)
+_EXCLUSIONS = TypeAdapter(tuple[Exclusion, ...])
+_OBSERVATIONS = TypeAdapter(tuple[Observation, ...])
 
 
 class Registry:
@@ -23,12 +33,12 @@ class Registry:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
             self._db.execute("PRAGMA synchronous=FULL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _SCHEMA_VERSION):
+            if version > _SCHEMA_VERSION:
                 raise ConfigError(
                     f"{path} was written by a newer version (schema {version}, this one knows "
                     f"{_SCHEMA_VERSION}); upgrade, or move the file away to start empty"
                 )
-            self._db.execute(_SCHEMA)
+            self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise ConfigError(
@@ -47,6 +57,10 @@ class Registry:
                 unreadable.append(f"the registry's record of {name} cannot be read: {error}")
         return tuple(found), tuple(unreadable)
 
+    def lessons(self) -> tuple[tuple[Exclusion, ...], tuple[Observation, ...]]:
+        """The exclusions and the observations; those that cannot be read count as none."""
+        return self._lesson("exclusions", _EXCLUSIONS), self._lesson("observations", _OBSERVATIONS)
+
     def remember(self, record: Record) -> None:
         text = _RECORD.dump_json(record).decode()
         self._db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (record.name, text))
@@ -54,5 +68,23 @@ class Registry:
     def forget(self, name: str) -> None:
         self._db.execute("DELETE FROM models WHERE name = ?", (name,))
 
+    def remember_lessons(self, exclusions: Iterable[Exclusion], observations: Iterable[Observation]) -> None:
+        rows = [
+            ("exclusions", _EXCLUSIONS.dump_json(tuple(exclusions)).decode()),
+            ("observations", _OBSERVATIONS.dump_json(tuple(observations)).decode()),
+        ]
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT OR REPLACE INTO lessons VALUES (?, ?)", rows)
+        self._db.execute("COMMIT")
+
     def close(self) -> None:
         self._db.close()
+
+    def _lesson(self, kind: str, reader: TypeAdapter[tuple[T, ...]]) -> tuple[T, ...]:
+        row = self._db.execute("SELECT record FROM lessons WHERE kind = ?", (kind,)).fetchone()
+        if row is None:
+            return ()
+        try:
+            return reader.validate_json(row[0])
+        except ValidationError:
+            return ()

@@ -3,26 +3,33 @@
 import asyncio
 import logging
 import os
-import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from xgen_ray.backends import EngineAdapter, create_adapter
-from xgen_ray.errors import EngineFailed, InvalidRequest, XgenRayError
-from xgen_ray.placement.types import Plan
-from xgen_ray.process.types import Failure, FailureClass
+from xgen_ray.backends import EngineAdapter, EngineAddress, create_adapter
+from xgen_ray.errors import NotReady, XgenRayError
+from xgen_ray.placement import RAM, Observation, observe
 from xgen_ray.schema import FailureReport, Progress, ReplicaStatus
+from xgen_ray.serving.leases import Lease, NoLease
+from xgen_ray.serving.node_state import Settled
+from xgen_ray.serving.nodes import OwnerLink
+from xgen_ray.serving.state import Replica
+from xgen_ray.serving.vitals import end_of_life, report_of, report_of_start
 
 logger = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 3.0
 DRAIN_POLL_S = 0.1
 REPORT_INTERVAL_S = 0.5
+# The owner of a node may be starting anew.
+CLAIM_PATIENCE_S = 20.0
+CLAIM_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,95 +38,149 @@ class PoolSpec:
 
     pool: str
     model: str
-    plan: Plan
-    host: str
+    node_id: str
+    node: str
     cache_dir: str
-    engine_env: Mapping[str, str]
     control_app: str
     control_deployment: str
     drain_s: float = 30.0
 
 
 class EngineReplica:
-    """Starts the engine, answers for its health, reports to control, and dies with it.
+    """Takes one of the pool's leases, starts the engine of its plan, reports to control, and dies with it.
 
-    A dead engine takes the actor along: Serve starts another, and a half-alive replica never exists.
+    A dead engine takes the actor along: Serve starts another, and a half-alive replica never exists. The
+    actor is there from the first moment, so that its log can be read while the engine loads.
+    ``engine_env`` is this node's environment, as far as engines may see it.
     """
 
-    async def __init__(self, spec: PoolSpec) -> None:  # type: ignore[misc]  # Serve awaits it
+    def __init__(self, spec: PoolSpec, engine_env: Mapping[str, str]) -> None:
         self._spec = spec
-        context = serve.get_replica_context()
-        self._replica_id = context.replica_id.unique_id
-        self._node = platform.node()
+        self._engine_env = engine_env
+        self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._since = time.time()
+        self._state = "loading"
         self._control: DeploymentHandle[object] = serve.get_deployment_handle(
             spec.control_deployment, spec.control_app
         )
+        self._owner = OwnerLink(spec.node_id)
         self._latest: Progress | None = None
-        self._draining = False
-        self._reporter = asyncio.create_task(self._report_progress())
-        self._adapter: EngineAdapter = create_adapter(
-            spec.plan,
-            host=spec.host,
-            base_env=spec.engine_env,
-            cache_dir=Path(spec.cache_dir),
-            alias=spec.model,
-        )
-        try:
-            await self._adapter.__aenter__()
-            self._address = await self._adapter.load(self._note_progress)
-        except XgenRayError as error:
-            await self._give_up(_report_of(error))
-            raise
-        finally:
-            self._reporter.cancel()
-        self._since = time.time()
-        await self._report(await self.describe())
-        self._watcher = asyncio.create_task(self._die_with_engine())
+        self._adapter: EngineAdapter | None = None
+        self._address: EngineAddress | None = None
+        self._doubted = asyncio.Event()
+        self._life = asyncio.get_running_loop().create_task(self._live())
 
-    async def record_replica_metadata(self) -> dict[str, str]:
-        """What the router needs; Serve hands it out with its choice of a replica."""
-        return {"url": self._address.url, "key": self._address.key}
+    def check_health(self) -> None:
+        """For Serve. The engine's own health is watched by ``_live``; an end of that ends the actor."""
+        if self._life.done() and self._state != "draining":
+            raise RuntimeError(f"{self._spec.model}: nobody looks after the engine any more")
 
-    async def check_health(self) -> None:
-        """For Serve. The watcher is faster when the process dies; this sees an engine that hangs."""
-        if not self._draining and not await self._adapter.health():
-            raise RuntimeError(f"{self._spec.model}: the engine does not answer its health check")
-
-    async def choose(self) -> None:
-        """Never called: a router chooses a replica by this method's name and talks HTTP to its engine."""
-
-    async def describe(self) -> ReplicaStatus:
+    async def describe(self) -> Replica:
         """How this replica is, for control."""
-        status = await self._adapter.status()
-        return ReplicaStatus(
-            replica_id=self._replica_id,
-            node=self._node,
-            state="draining" if self._draining else "ready",
-            pid=status.pid,
-            url=self._address.url,
-            since=self._since,
-            running=status.load.running if status.load else None,
-            waiting=status.load.waiting if status.load else None,
+        adapter, address = self._adapter, self._address
+        status = await adapter.status() if adapter is not None else None
+        load = status.load if status is not None else None
+        return Replica(
+            ReplicaStatus(
+                replica_id=self._replica_id,
+                node=self._spec.node,
+                state=self._state,
+                pid=status.pid if status is not None else None,
+                url=address.url if address is not None else None,
+                since=self._since,
+                running=load.running if load else None,
+                waiting=load.waiting if load else None,
+                progress=self._latest if address is None else None,
+            ),
+            address.key if address is not None else None,
         )
 
     async def logs(self, after: int, limit: int) -> tuple[str, tuple[str, ...], int]:
         """The engine's own lines: (replica id, lines, where to go on)."""
+        if self._adapter is None:
+            return self._replica_id, (), after
         lines, position = self._adapter.logs().read(after, limit)
         return self._replica_id, lines, position
 
+    async def doubt(self, replica_ids: frozenset[str]) -> None:
+        """A router's requests have failed on these replicas."""
+        if self._replica_id in replica_ids:
+            self._doubted.set()
+
     async def __del__(self) -> None:
         """Serve's graceful stop: running requests finish, then the engine goes."""
-        self._draining = True
-        if watcher := getattr(self, "_watcher", None):
-            watcher.cancel()
+        self._state = "draining"
+        self._life.cancel()
+        adapter = self._adapter
+        if adapter is None:
+            return
         deadline = time.monotonic() + self._spec.drain_s
-        while time.monotonic() < deadline:
-            load = (await self._adapter.status()).load
+        while self._address is not None and time.monotonic() < deadline:
+            load = (await adapter.status()).load
             if load is None or load.running + load.waiting == 0:
                 break
             await asyncio.sleep(DRAIN_POLL_S)
-        await self._adapter.__aexit__(None, None, None)
+        await adapter.__aexit__(None, None, None)
+
+    async def _live(self) -> None:
+        reporter = asyncio.create_task(self._report_progress())
+        try:
+            lease = await self._claim()
+            adapter, address = await self._start(lease)
+        except XgenRayError as error:
+            await self._give_up(await report_of_start(error, self._adapter))
+            return
+        except Exception as error:
+            logger.exception("starting an engine failed: model=%s", self._spec.model)
+            unforeseen = XgenRayError(f"starting the engine failed: {error!r}")
+            await self._give_up(await report_of_start(unforeseen, self._adapter))
+            return
+        finally:
+            reporter.cancel()
+        self._address, self._state, self._since = address, "ready", time.time()
+        await self._report(await self.describe())
+        await self._tell_what_it_took(lease, (await adapter.status()).pid)
+        await self._die_with(adapter)
+
+    async def _claim(self) -> Lease:
+        """A lease of this pool. Its plan is what the engine runs by."""
+        until = time.monotonic() + CLAIM_PATIENCE_S
+        while True:
+            try:
+                answer = await self._owner.claim(self._spec.pool, self._replica_id, os.getpid())
+            except NotReady:
+                if time.monotonic() > until:
+                    raise
+            else:
+                # One that a replica before this one is about to give up comes free in a moment.
+                if not isinstance(answer, NoLease):
+                    return answer
+                if time.monotonic() > until:
+                    raise NotReady(answer.message)
+            await asyncio.sleep(CLAIM_AGAIN_S)
+
+    async def _start(self, lease: Lease) -> tuple[EngineAdapter, EngineAddress]:
+        adapter = create_adapter(
+            lease.plan,
+            host=_own_address(),
+            base_env=self._engine_env,
+            cache_dir=Path(self._spec.cache_dir),
+            alias=self._spec.model,
+        )
+        self._adapter = adapter
+        await adapter.__aenter__()
+        return adapter, await adapter.load(self._note_progress)
+
+    async def _tell_what_it_took(self, lease: Lease, pid: int | None) -> None:
+        """The node's owner reads the engine's real use back, and control keeps the difference."""
+        if pid is None:
+            return
+        try:
+            settled = await self._owner.settle(lease.lease_id, pid)
+        except XgenRayError as error:
+            logger.warning("the lease was not settled: lease=%s error=%s", lease.lease_id, error)
+            return
+        await self._report(await self.describe(), observations=_observations(lease, settled))
 
     def _note_progress(self, progress: Progress) -> None:
         self._latest = progress
@@ -129,54 +190,49 @@ class EngineReplica:
         while True:
             if self._latest is not reported:
                 reported = self._latest
-                await self._report(self._loading(reported))
+                await self._report(await self.describe())
             await asyncio.sleep(REPORT_INTERVAL_S)
 
-    def _loading(self, progress: Progress | None) -> ReplicaStatus:
-        return ReplicaStatus(
-            replica_id=self._replica_id,
-            node=self._node,
-            state="loading",
-            since=self._since,
-            progress=progress,
-        )
-
-    async def _die_with_engine(self) -> None:
-        failure: Failure = await self._adapter.wait()
+    async def _die_with(self, adapter: EngineAdapter) -> None:
+        failure = await end_of_life(adapter, self._doubted)
         logger.error("engine died: model=%s failure=%s", self._spec.model, failure.failure.value)
-        await self._give_up(
-            FailureReport(
-                failure=failure.failure.value,
-                message=failure.message,
-                advice=failure.advice,
-                exit_code=failure.exit_code,
-                evidence=failure.evidence,
-                log_tail=failure.log_tail,
-                at=time.time(),
-            )
-        )
+        await self._give_up(report_of(failure))
+
+    async def _give_up(self, report: FailureReport) -> None:
+        self._state, self._address = "failed", None
+        await self._report(await self.describe(), report)
+        if self._adapter is not None:
+            await self._adapter.__aexit__(None, None, None)
         # exit_actor would wait for running calls; there is nothing left to wait for.
         os._exit(1)
 
-    async def _give_up(self, report: FailureReport) -> None:
-        status = self._loading(None).model_copy(update={"state": "failed"})
-        await self._report(status, report)
-
-    async def _report(self, status: ReplicaStatus, failure: FailureReport | None = None) -> None:
+    async def _report(
+        self,
+        replica: Replica,
+        failure: FailureReport | None = None,
+        observations: tuple[Observation, ...] = (),
+    ) -> None:
         """Tells control, if it is there. It asks again by itself when it was not."""
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
-                await self._control.hear_replica.remote(self._spec.pool, status, failure)
+                await self._control.hear_replica.remote(self._spec.pool, replica, failure, observations)
         except Exception:  # noqa: BLE001  # an engine must live on when control does not, whatever Ray raises
             logger.warning("control did not take a report: model=%s", self._spec.model)
 
 
-def _report_of(error: XgenRayError) -> FailureReport:
-    """An engine that could not be started, in the words of a failure."""
-    if isinstance(error, EngineFailed):
-        failure, log_tail = error.failure or FailureClass.CRASHED.value, error.log_tail
-    else:
-        bad_request = isinstance(error, InvalidRequest)
-        failure = (FailureClass.UNKNOWN_FLAG if bad_request else FailureClass.CRASHED).value
-        log_tail = ()
-    return FailureReport(failure=failure, message=error.message, log_tail=log_tail, at=time.time())
+def _own_address() -> str:
+    """Where other nodes reach this one; loopback in a cluster that has no network."""
+    address: Callable[[], str] = ray.util.get_node_ip_address
+    return address()
+
+
+def _observations(lease: Lease, settled: Settled) -> tuple[Observation, ...]:
+    """What the engine took, of each kind of memory that is known for all of its devices."""
+    measured = {claim.device: claim.size_bytes for claim in settled.use.claims}
+    gpus = [claim.device for claim in lease.claims if claim.device != RAM]
+    found = []
+    if gpus and all(device in measured for device in gpus):
+        found.append(observe(lease.plan, "gpu", sum(measured[device] for device in gpus)))
+    if RAM in measured and not any(gpu.integrated for gpu in lease.plan.options.gpus):
+        found.append(observe(lease.plan, "ram", measured[RAM]))
+    return tuple(found)

@@ -1,44 +1,37 @@
-"""From control's state to what the management API answers. Pure."""
+"""From control's state to what the management API answers about models. Pure."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from xgen_ray.hardware.types import GPUInfo, GPUType, HostFacts
-from xgen_ray.placement import available_backends, recommend
+from xgen_ray.hardware.types import GPUInfo
+from xgen_ray.placement import Assignment, Exclusion, FleetPlan, FleetRefusal, NodeVerdict, model_key
 from xgen_ray.placement.types import Candidate, Footprint, Plan, Refusal
 from xgen_ray.schema import (
-    BackendReport,
+    AssignmentReport,
     CandidateReport,
-    DetectorLine,
+    ExclusionReport,
     FootprintLine,
-    GPUReport,
-    GPUsReport,
     ModelStatus,
-    NodeReport,
     Phase,
     PlanReport,
+    PoolStatus,
+    VerdictReport,
 )
-from xgen_ray.serving.state import Inventory, Model
-
-GIB = 2**30
-
-# The API speaks of run times where the hardware layer tells architectures apart.
-API_GPU_TYPES: dict[GPUType, str] = {
-    GPUType.NVIDIA: "cuda",
-    GPUType.AMD_RDNA: "rocm",
-    GPUType.AMD_CDNA: "rocm",
-    GPUType.APPLE_MPS: "metal",
-    GPUType.CPU: "cpu",
-    GPUType.UNKNOWN: "gpu",
-}
+from xgen_ray.serving.state import Model, Pool
 
 
-def model_status(model: Model, base_url: str) -> ModelStatus:
+def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = ()) -> ModelStatus:
     """``base_url`` is where clients reach the router, without ``/v1``."""
-    plan: PlanReport | None = None
-    decision = model.plan or model.refusal
-    if decision is not None:
-        plan = plan_report(model.request.model, decision)
+    first = model.live[0].plans[0] if model.live else None
+    report: PlanReport | None = None
+    if first is not None:
+        report = one_node_report(model.request.model, first)
+        report = report.model_copy(update={"nodes": tuple(map(_verdict, model.verdicts))})
+    elif model.refusal is not None:
+        report = plan_report(model.request.model, model.refusal)
     reachable = model.phase in (Phase.READY, Phase.RECOVERING)
+    key = model_key(model.facts) if model.facts is not None else None
+    replicas = [replica.status for pool in model.live for replica in pool.replicas.values()]
     return ModelStatus(
         name=model.name,
         model=model.request.model,
@@ -46,20 +39,53 @@ def model_status(model: Model, base_url: str) -> ModelStatus:
         phase=model.phase,
         reason=model.reason,
         endpoint=f"{base_url}/v1" if reachable else None,
-        task=model.plan.options.task.value if model.plan else None,
+        task=first.options.task.value if first else None,
         format=model.facts.format.value if model.facts else None,
-        backend=model.plan.backend if model.plan else None,
-        plan=plan,
-        replicas=tuple(sorted(model.replicas.values(), key=lambda status: status.replica_id)),
+        backend=first.backend if first else None,
+        plan=report,
+        pools=tuple(_pool(pool) for pool in model.live),
+        replicas=tuple(sorted(replicas, key=lambda status: status.replica_id)),
         wanted_replicas=model.request.replicas,
+        shortfall=model.shortfall,
         progress=model.progress,
         failures=model.failures,
+        exclusions=tuple(_exclusion(one) for one in exclusions if one.model == key),
         since=model.since,
     )
 
 
-def plan_report(source: str, decision: Plan | Refusal) -> PlanReport:
+def plan_report(source: str, decision: FleetPlan | FleetRefusal) -> PlanReport:
     """The same words for a dry run and for a real load."""
+    verdicts = tuple(map(_verdict, decision.nodes))
+    candidates = tuple(candidate for verdict in verdicts for candidate in verdict.candidates)
+    if isinstance(decision, FleetRefusal):
+        return PlanReport(
+            accepted=False,
+            model=source,
+            message=decision.message,
+            candidates=candidates,
+            nodes=verdicts,
+            evict=decision.would_fit_without,
+        )
+    first = decision.assignments[0]
+    report = one_node_report(source, first.plan)
+    where = f" on {first.node}" if len(verdicts) > 1 else ""
+    more = len(decision.assignments) - 1
+    others = f", and {more} more" if more else ""
+    leaving = f", once {', '.join(decision.evict)} has left" if decision.evict else ""
+    return report.model_copy(
+        update={
+            "message": f"would run{where} by {first.plan.backend.value}{others}{leaving}: {first.why}",
+            "candidates": candidates,
+            "assignments": tuple(map(_assignment, decision.assignments)),
+            "nodes": verdicts,
+            "evict": decision.evict,
+        }
+    )
+
+
+def one_node_report(source: str, decision: Plan | Refusal) -> PlanReport:
+    """A plan for one node alone."""
     if isinstance(decision, Refusal):
         return PlanReport(
             accepted=False,
@@ -88,84 +114,6 @@ def plan_report(source: str, decision: Plan | Refusal) -> PlanReport:
     )
 
 
-def gpus_report(node: str, inventory: Inventory) -> GPUsReport:
-    """The answer for one node; ``nodes`` has the details."""
-    report = node_report(node, inventory)
-    return GPUsReport(
-        success=True,
-        gpus=report.gpus,
-        gpu_type=report.gpu_type,
-        recommended_backend=report.recommended_backend,
-        available_backends=report.available_backends,
-        detection_method=report.detection_method,
-        nodes=(report,),
-    )
-
-
-def node_report(node: str, inventory: Inventory) -> NodeReport:
-    detection = inventory.snapshot.detection
-    primary = detection.primary_gpu
-    host: HostFacts = inventory.snapshot.host
-    usage = inventory.usage
-    backends = backend_reports(inventory)
-    return NodeReport(
-        node=node,
-        gpus=tuple(_gpu(index, gpu, node) for index, gpu in enumerate(detection.gpus)),
-        gpu_type=API_GPU_TYPES[primary.gpu_type] if primary else "cpu",
-        recommended_backend=recommend(
-            inventory.snapshot, inventory.statuses, vllm_rocm_gfx=inventory.policy.vllm_rocm_gfx
-        ),
-        available_backends=tuple(report.backend for report in backends if report.available),
-        backends=backends,
-        detection_method=detection.detection_method,
-        detectors=tuple(
-            DetectorLine(detector=report.detector, found=len(report.gpus), reason=report.reason)
-            for report in detection.reports
-        ),
-        cpu=host.cpu_model,
-        cpu_count=host.cpu_count,
-        memory_total_bytes=host.memory_total_bytes,
-        memory_available_bytes=usage.memory_available_bytes if usage else host.memory_available_bytes,
-    )
-
-
-def backend_reports(inventory: Inventory) -> tuple[BackendReport, ...]:
-    """Every backend, with the engine's word and the hardware's taken together."""
-    statuses = available_backends(
-        inventory.snapshot, inventory.statuses, vllm_rocm_gfx=inventory.policy.vllm_rocm_gfx
-    )
-    return tuple(
-        BackendReport(
-            backend=status.backend,
-            available=status.available,
-            reason=status.reason,
-            version=status.version,
-            devices=tuple(f"{device.name}: {device.description}" for device in status.devices),
-        )
-        for status in statuses
-    )
-
-
-def _gpu(index: int, gpu: GPUInfo, node: str) -> GPUReport:
-    memory_gb = round(gpu.memory_total_bytes / GIB, 1) if gpu.memory_total_bytes else None
-    return GPUReport(
-        id=index,
-        name=gpu.device_name,
-        type=API_GPU_TYPES[gpu.gpu_type],
-        available=True,
-        memory_gb=memory_gb,
-        memory=f"{memory_gb:.0f}GB" if memory_gb else None,
-        node=node,
-        gpu_type=gpu.gpu_type.value,
-        uuid=gpu.uuid,
-        pci_bus_id=gpu.pci_bus_id,
-        gfx_version=gpu.gfx_version,
-        compute_capability=gpu.compute_capability,
-        integrated=gpu.integrated,
-        unified_memory=gpu.unified_memory,
-    )
-
-
 def _gpu_words(gpu: GPUInfo) -> str:
     return f"[{gpu.device_index}] {gpu.device_name}"
 
@@ -177,8 +125,56 @@ def _footprint(footprint: Footprint) -> tuple[FootprintLine, ...]:
     )
 
 
-def _candidate(candidate: Candidate) -> CandidateReport:
+def _verdict(verdict: NodeVerdict) -> VerdictReport:
+    return VerdictReport(
+        node=verdict.name,
+        fits=verdict.fits,
+        reasons=verdict.reasons,
+        candidates=tuple(_candidate(candidate, verdict.name) for candidate in verdict.candidates),
+    )
+
+
+def _assignment(assignment: Assignment) -> AssignmentReport:
+    plan = assignment.plan
+    return AssignmentReport(
+        node=assignment.node,
+        backend=plan.backend,
+        gpus=tuple(_gpu_words(gpu) for gpu in plan.options.gpus),
+        footprint_bytes=plan.footprint.total_bytes,
+        why=assignment.why,
+    )
+
+
+def _exclusion(exclusion: Exclusion) -> ExclusionReport:
+    return ExclusionReport(
+        model=exclusion.model,
+        backend=exclusion.backend,
+        node_kind=exclusion.node_kind,
+        reason=exclusion.reason,
+    )
+
+
+def _pool(pool: Pool) -> PoolStatus:
+    options = pool.plans[0].options
+    gpus = dict.fromkeys(_gpu_words(gpu) for plan in pool.plans for gpu in plan.options.gpus)
+    return PoolStatus(
+        pool=pool.pool,
+        node=pool.node,
+        backend=pool.backend,
+        phase=pool.phase.value,
+        why=pool.why,
+        gpus=tuple(gpus),
+        context=options.context,
+        slots=options.slots,
+        replicas=len(pool.plans),
+        ready=pool.ready,
+        footprint_bytes=sum(plan.footprint.total_bytes for plan in pool.plans),
+    )
+
+
+def _candidate(candidate: Candidate, node: str | None = None) -> CandidateReport:
     return CandidateReport(
+        node=node,
         backend=candidate.backend,
         fits=candidate.fits,
         reasons=candidate.reasons,

@@ -1,133 +1,234 @@
-"""What is seen of pools and replicas, and what follows from it."""
+"""What is seen of replicas, pools and nodes, and what follows from it."""
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import replace
 
 from xgen_ray.errors import EngineFailed, UnknownOption, XgenRayError
+from xgen_ray.models.types import ModelTask
+from xgen_ray.placement import DEFAULT_POLICY, Exclusion, Observation, model_key
 from xgen_ray.process.types import FailureClass
 from xgen_ray.schema import FailureReport, Phase
-from xgen_ray.serving.state import Model, PoolsObserved, PoolState, Remember, ReplicaReported
-from xgen_ray.serving.turn import Turn, fail, insist, record_of, stop_strays
-
-# Starting the same engine on the same file again cannot end differently.
-FATAL_FAILURES = frozenset(
-    {
-        FailureClass.BAD_MODEL_FILE,
-        FailureClass.UNSUPPORTED_ARCHITECTURE,
-        FailureClass.OUT_OF_MEMORY,
-        FailureClass.DEVICE_MISSING,
-        FailureClass.DEVICE_PERMISSION,
-        FailureClass.UNKNOWN_FLAG,
-        FailureClass.MISSING_LIBRARY,
-        FailureClass.MISSING_BINARY,
-        FailureClass.ILLEGAL_INSTRUCTION,
-        FailureClass.NOT_READY_IN_TIME,
-    }
+from xgen_ray.serving.ladder import WINDOW_S, Step, next_step
+from xgen_ray.serving.placing import fall_short
+from xgen_ray.serving.state import (
+    AppState,
+    Model,
+    NodesObserved,
+    Pool,
+    PoolPhase,
+    PoolsObserved,
+    ReplicaReported,
+    StopPool,
+    UseReported,
 )
-MAX_FAILED_STARTS = 3
+from xgen_ray.serving.turn import Turn, insist, remove, stop_strays
+
 KEPT_FAILURES = 10
+# Of each model, backend and kind of memory.
+KEPT_OBSERVATIONS = 8
 # A replica says that it is ready a moment before Serve counts it as running.
 SETTLING_S = 5.0
+_AT_WORK = (PoolPhase.STARTING, PoolPhase.SERVING, PoolPhase.RECOVERING)
 
 
 def hear_replica(turn: Turn, event: ReplicaReported) -> None:
-    model = turn.owner(event.pool)
-    if model is None or model.phase in (Phase.UNLOADING, Phase.FAILED):
+    if event.observations:
+        turn.observations = learned(turn.observations, event.observations)
+    found = turn.owner(event.pool)
+    if found is None or found[1].phase not in _AT_WORK:
         return
-    replicas = {**model.replicas, event.status.replica_id: event.status}
-    failures = model.failures
+    model, pool = found
+    status = event.replica.status
+    replicas = {**pool.replicas, status.replica_id: event.replica}
     if event.failure is not None:
-        failures = (event.failure, *failures)[:KEPT_FAILURES]
-        del replicas[event.status.replica_id]
-    model = turn.put(replace(model, replicas=replicas, failures=failures))
-    if event.failure is not None and model.phase is Phase.LOADING:
-        _hear_failed_start(turn, model, event.failure)
+        del replicas[status.replica_id]
+    pool = _with_phase(replace(pool, replicas=replicas, progress=status.progress))
+    model = turn.put_pool(model, pool)
+    if event.failure is not None:
+        _hear_death(turn, model, pool, event.failure)
+    elif model.phase not in (Phase.UNLOADING, Phase.FAILED):
+        settle(turn, model, status.since)
+
+
+def _with_phase(pool: Pool) -> Pool:
+    """The pool with the phase that its replicas give it."""
+    if pool.ready:
+        return replace(pool, phase=PoolPhase.SERVING, proven=True)
+    return replace(pool, phase=PoolPhase.RECOVERING if pool.proven else PoolPhase.STARTING)
+
+
+def _hear_death(turn: Turn, model: Model, pool: Pool, failure: FailureReport) -> None:
+    failure = failure.model_copy(update={"backend": pool.backend, "node": pool.node})
+    deaths = ((failure.at, failure.failure), *pool.deaths)
+    pool = replace(pool, deaths=tuple(death for death in deaths if death[0] > failure.at - WINDOW_S))
+    model = turn.put_pool(
+        replace(model, failures=(failure, *model.failures)[:KEPT_FAILURES]),
+        pool,
+    )
+    step, why = next_step(pool.deaths or deaths, can_shrink=_can_shrink(model, pool))
+    if step is Step.RESTART:
+        reason = f"{failure.message} On {pool.node}: {why}"
+        if model.phase is Phase.LOADING:
+            turn.put(replace(model, reason=reason))
+        settle(turn, turn.models[model.name], failure.at)
         return
-    _settle(turn, model, event.status.since)
-
-
-def _hear_failed_start(turn: Turn, model: Model, failure: FailureReport) -> None:
-    starts = sum(1 for past in model.failures if past.at >= model.since)
-    if failure.failure in FATAL_FAILURES or starts >= MAX_FAILED_STARTS:
-        advice = f" {failure.advice}" if failure.advice else ""
-        message = f"{failure.message}{advice}"
-        error: XgenRayError = EngineFailed(message, failure.failure, failure.log_tail)
-        if failure.failure == FailureClass.UNKNOWN_FLAG:
-            error = UnknownOption(message, "options.extra_args")
-        fail(turn, model, error, failure.at)
+    error = _error_of(failure)
+    model = turn.stop_pool(model, pool)
+    if step is Step.GIVE_UP:
+        fall_short(turn, model, error, failure.at)
+    elif step is Step.MOVE:
+        turn.seek(model, failure.at, f"{failure.message} Looking for another place")
+    elif step is Step.SHRINK:
+        half = pool.plans[0].options.context // 2
+        model = turn.put(replace(model, context_limit=half))
+        turn.seek(model, failure.at, f"{failure.message} Trying again with a context of {half}")
     else:
-        turn.put(replace(model, reason=f"start {starts} of {MAX_FAILED_STARTS} failed: {failure.message}"))
+        _descend(turn, model, pool, error, failure.at)
 
 
-def _settle(turn: Turn, model: Model, at: float) -> None:
+def _can_shrink(model: Model, pool: Pool) -> bool:
+    """Only what nobody asked for gives way."""
+    options = pool.plans[0].options
+    return (
+        model.request.options.context is None
+        and options.task is ModelTask.GENERATE
+        and options.context // 2 >= DEFAULT_POLICY.smallest_context
+    )
+
+
+def _error_of(failure: FailureReport) -> XgenRayError:
+    message = f"{failure.message} {failure.advice}" if failure.advice else failure.message
+    if failure.failure == FailureClass.UNKNOWN_FLAG:
+        return UnknownOption(message, "options.extra_args")
+    return EngineFailed(message, failure.failure, failure.log_tail)
+
+
+def _descend(turn: Turn, model: Model, pool: Pool, error: XgenRayError, at: float) -> None:
+    """Leave the backend out for this model on this kind of node, and look for another place."""
+    plan = pool.plans[0]
+    exclusion = Exclusion(
+        backend=plan.backend,
+        node_kind=pool.node_kind,
+        model=model_key(plan.facts),
+        reason=f"on {pool.node}: {error.message}",
+    )
+    if exclusion not in turn.exclusions:
+        turn.exclusions = (*turn.exclusions, exclusion)
+    model = turn.put(replace(model, last_rung=(exclusion, error)))
+    turn.seek(
+        model, at, f"{plan.backend.value} failed on {pool.node}, trying what comes next: {error.message}"
+    )
+
+
+def settle(turn: Turn, model: Model, at: float) -> None:
     """Brings the phase in line with the replicas that are there."""
-    ready = sum(1 for status in model.replicas.values() if status.state == "ready")
+    ready, wanted = model.ready, model.request.replicas
     if ready:
-        reason = f"{ready} of {model.request.replicas} replicas ready"
+        reason = f"{ready} of {wanted} replicas ready"
+        if model.shortfall:
+            reason += f"; {model.shortfall}"
         if model.phase is not Phase.READY:
             model = replace(model, phase=Phase.READY, since=at, proven=True, progress=None, setbacks=0)
-            turn.effects.append(Remember(record_of(model)))
+            turn.remember(turn.put(model))
         turn.answer(replace(model, reason=reason), None)
-    elif model.phase is Phase.READY:
+        return
+    if model.phase is Phase.READY:
         last = model.failures[0].message if model.failures else "its replica is gone"
         turn.put(replace(model, phase=Phase.RECOVERING, reason=f"starting again: {last}", since=at))
     elif model.phase in (Phase.LOADING, Phase.RECOVERING):
-        latest = max(model.replicas.values(), key=lambda status: status.since, default=None)
-        if latest is not None and latest.progress is not None:
-            turn.put(replace(model, progress=latest.progress))
+        progress = [pool.progress for pool in model.live if pool.progress is not None]
+        if progress:
+            turn.put(replace(model, progress=progress[-1]))
 
 
 def observe(turn: Turn, event: PoolsObserved) -> None:
-    handlers: dict[Phase, Callable[[Turn, Model, PoolsObserved], None]] = {
-        Phase.UNLOADING: _observe_leaving,
-        Phase.FAILED: _observe_failed,
-        Phase.LOADING: _observe_running,
-        Phase.READY: _observe_running,
-        Phase.RECOVERING: _observe_running,
-    }
-    for model in list(turn.models.values()):
-        if model.pool is not None and model.phase in handlers:
-            handlers[model.phase](turn, model, event)
-        elif model.phase is Phase.FAILED and model.retry_at is not None and event.at >= model.retry_at:
-            turn.begin(model, event.at, f"trying again after: {model.reason}")
+    for name in list(turn.models):
+        # Earlier models of this turn may have removed or changed later ones.
+        if name not in turn.models:
+            continue
+        for pool in list(turn.models[name].pools.values()):
+            if pool.pool not in turn.models[name].pools:
+                continue
+            if pool.phase is PoolPhase.STOPPING:
+                if pool.pool in event.pools:
+                    insist(turn, [pool.pool], event.pools)
+                else:
+                    turn.drop_pool(turn.models[name], pool.pool)
+            elif pool.phase in _AT_WORK:
+                _observe_at_work(turn, turn.models[name], pool, event)
+        model = turn.models[name]
+        if model.phase is Phase.UNLOADING:
+            if not model.pools:
+                remove(turn, model, event.at)
+        elif model.retry_at is not None and event.at >= model.retry_at:
+            turn.seek(model, event.at, f"trying again after: {model.shortfall or model.reason}")
     stop_strays(turn, event.pools)
 
 
-def _observe_leaving(turn: Turn, model: Model, event: PoolsObserved) -> None:
-    if not insist(turn, model.pool, event.pools):
-        turn.remove(model)
-
-
-def _observe_failed(turn: Turn, model: Model, event: PoolsObserved) -> None:
-    if not insist(turn, model.pool, event.pools):
-        turn.put(replace(model, pool=None, pool_state=None, replicas={}))
-
-
-def _observe_running(turn: Turn, model: Model, event: PoolsObserved) -> None:
-    pool = model.pool
-    if pool is None:
+def _observe_at_work(turn: Turn, model: Model, pool: Pool, event: PoolsObserved) -> None:
+    app = event.pools.get(pool.pool)
+    if app is None:
+        # One that was never seen may just not be there yet.
+        if pool.app is not None:
+            turn.effects.append(StopPool(pool.pool, pool.node_id))
+            model = turn.drop_pool(model, pool.pool)
+            turn.seek(model, event.at, "its application disappeared; loading again")
         return
-    if pool not in event.pools:
-        # A pool that was never seen may just not be there yet.
-        if model.pool_state is not None:
-            turn.begin(model, event.at, "its application disappeared; loading again")
+    if app is AppState.FAILED and not pool.ready:
+        message = event.messages.get(pool.pool) or "the application could not be started"
+        fall_short(turn, turn.stop_pool(model, pool), EngineFailed(message), event.at)
         return
-    pool_state = event.pools[pool]
-    model = turn.put(replace(model, pool_state=pool_state))
-    if pool_state is PoolState.FAILED and model.phase is Phase.LOADING:
-        message = event.messages.get(pool) or "the application could not be started"
-        fail(turn, model, EngineFailed(message), event.at)
-        return
-    if pool_state is PoolState.STOPPING:
-        return
-    alive = event.replicas.get(pool)
-    if alive is not None:
+    pool = replace(pool, app=app)
+    alive = event.replicas.get(pool.pool)
+    if alive is not None and app is not AppState.STOPPING:
         kept = {
-            key: status
-            for key, status in model.replicas.items()
+            key: replica
+            for key, replica in pool.replicas.items()
             if key in alive
-            or status.state not in ("ready", "draining")
-            or status.since > event.at - SETTLING_S
+            or replica.status.state not in ("ready", "draining")
+            or replica.status.since > event.at - SETTLING_S
         }
-        model = turn.put(replace(model, replicas=kept))
-    _settle(turn, model, event.at)
+        pool = _with_phase(replace(pool, replicas=kept))
+    model = turn.put_pool(model, pool)
+    if model.phase not in (Phase.UNLOADING, Phase.FAILED):
+        settle(turn, model, event.at)
+
+
+def observe_nodes(turn: Turn, event: NodesObserved) -> None:
+    before, turn.nodes = turn.nodes, event.nodes
+    joined = before is not None and not event.nodes.keys() <= before.keys()
+    for name in list(turn.models):
+        model = turn.models[name]
+        if model.phase is Phase.UNLOADING:
+            continue
+        lost = [pool for pool in model.live if pool.node_id not in event.nodes]
+        for pool in lost:
+            model = turn.stop_pool(model, pool)
+        if lost:
+            names = ", ".join(sorted({pool.node for pool in lost}))
+            settle(turn, model, event.at)
+            turn.seek(turn.models[name], event.at, f"node {names} is gone; looking for another place")
+        elif joined and model.retry_at is not None:
+            turn.seek(model, event.at, "a node has joined; looking for a place again")
+
+
+def learned(known: tuple[Observation, ...], fresh: tuple[Observation, ...]) -> tuple[Observation, ...]:
+    """All observations, oldest first, and of each kind the latest only."""
+    kept: list[Observation] = []
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for item in reversed((*known, *fresh)):
+        kind = (item.model, item.backend, item.memory)
+        counts[kind] += 1
+        if counts[kind] <= KEPT_OBSERVATIONS:
+            kept.append(item)
+    return tuple(reversed(kept))
+
+
+def hear_use(turn: Turn, event: UseReported) -> None:
+    latest = {
+        name: max(moment, turn.used.get(name, 0.0))
+        for name, moment in event.used.items()
+        if name in turn.models
+    }
+    kept = {name: moment for name, moment in turn.used.items() if name in turn.models}
+    turn.used = {**kept, **latest}

@@ -4,12 +4,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from xgen_ray.errors import ModelNotFound
 from xgen_ray.models import (
     DownloadProgress,
     ModelFacts,
     ModelSource,
     download,
     inspect,
+    inspect_remote,
     parse_source,
     resolve_local,
 )
@@ -29,8 +31,8 @@ class SourceFinder:
         self._token = hub_token
 
     def check(self, model: str) -> None:
-        """Raises at once for what can be seen to be wrong: a malformed name, a path that is not allowed
-        or not there.
+        """Raises for what can be seen at once to be wrong: a malformed name, a path that is not allowed or
+        not on this node.
         """
         source = parse_source(model)
         if source.path is not None:
@@ -68,6 +70,24 @@ class SourceFinder:
         if source.path is not None:
             return inspect(resolve_local(source.path, self._model_dirs))
         return inspect(download(source, self._hub_dir, offline=True))
+
+    def remote_facts(self, model: str) -> ModelFacts:
+        """The facts of a model of the hub, before a byte of its weights is fetched."""
+        return inspect_remote(
+            parse_source(model), cache_dir=self._hub_dir, endpoint=self._endpoint, token=self._token
+        )
+
+    def present(self, model: str) -> bool:
+        """Whether the files of ``model`` are on this node, complete; fetches nothing."""
+        source = parse_source(model)
+        try:
+            if source.path is not None:
+                resolve_local(source.path, self._model_dirs)
+            else:
+                download(source, self._hub_dir, offline=True)
+        except ModelNotFound:
+            return False
+        return True
 
 
 def _download_words(source: ModelSource, progress: DownloadProgress) -> Progress:

@@ -10,15 +10,23 @@ from enum import StrEnum
 from xgen_ray.errors import XgenRayError
 from xgen_ray.hardware.types import NodeSnapshot, NodeUsage
 from xgen_ray.models.types import ModelFacts
-from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy
-from xgen_ray.placement.types import BackendStatus, Plan, Refusal
+from xgen_ray.placement import (
+    DEFAULT_POLICY,
+    Exclusion,
+    FleetRefusal,
+    NodeVerdict,
+    NodeView,
+    Observation,
+    PlacementPolicy,
+)
+from xgen_ray.placement.types import Backend, BackendStatus, Plan
 from xgen_ray.schema import FailureReport, LoadRequest, Origin, Phase, Progress, ReplicaStatus
 from xgen_ray.serving.table import RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What can run where, at the moment a plan is made, and the operator's rules for it.
+    """What can run on one node, at the moment of a look, and the operator's rules for it.
 
     ``statuses`` are discovery's: the engines' word alone, before the hardware's.
     """
@@ -29,7 +37,15 @@ class Inventory:
     policy: PlacementPolicy = DEFAULT_POLICY
 
 
-class PoolState(StrEnum):
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Every node at the moment a plan is made, and the operator's rules."""
+
+    nodes: tuple[NodeView, ...]
+    policy: PlacementPolicy = DEFAULT_POLICY
+
+
+class AppState(StrEnum):
     """A pool's Serve application, as Serve reports it."""
 
     STARTING = "starting"
@@ -37,17 +53,69 @@ class PoolState(StrEnum):
     UNHEALTHY = "unhealthy"
     FAILED = "failed"
     STOPPING = "stopping"
-    GONE = "gone"
+
+
+class PoolPhase(StrEnum):
+    """How far a pool has come. SERVING means that a replica is ready now."""
+
+    PREPARING = "preparing"
+    STARTING = "starting"
+    SERVING = "serving"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A replica's own word. ``key`` opens its engine; None while that is loading."""
+
+    status: ReplicaStatus
+    key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A model's engines on one node: one Serve application with one replica for each plan.
+
+    ``node_kind`` says what its backend found there (``placement.node_kind``), which exclusions go by.
+    ``app`` is Serve's last word, None before the first. ``deaths`` are the times at which an engine of it
+    failed and what of, latest first.
+    """
+
+    pool: str
+    node_id: str
+    node: str
+    node_kind: str
+    plans: tuple[Plan, ...]
+    phase: PoolPhase
+    since: float
+    why: str = ""
+    app: AppState | None = None
+    replicas: Mapping[str, Replica] = field(default_factory=dict)
+    progress: Progress | None = None
+    deaths: tuple[tuple[float, str], ...] = ()
+    proven: bool = False
+
+    @property
+    def backend(self) -> Backend:
+        return self.plans[0].backend
+
+    @property
+    def ready(self) -> int:
+        return sum(1 for replica in self.replicas.values() if replica.status.state == "ready")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """One wish of the operator and how far it has come.
 
-    ``attempt`` numbers loads within one life of control: what belongs to an older one is ignored.
-    ``callers`` are answered when the load ends, ``leavers`` when the unload ends. ``proven`` means that
-    it has served once: such a wish outlives a failure, a load that never worked does not. A wish that
-    lives on is tried again at ``retry_at``, later after each of its ``setbacks``.
+    ``attempt`` numbers the looks for a place within one life of control: the answer to an older one is
+    ignored; ``looking`` says that one is under way. ``callers`` are answered when the load ends,
+    ``leavers`` when the unload ends. ``proven`` means that it has served once: such a wish outlives a
+    failure, a load that never worked does not. A wish that lives on, or lacks replicas, is tried again at
+    ``retry_at``, later after each of its ``setbacks``. ``shortfall`` says why replicas are missing.
+    ``evicting`` are the models that are leaving to make room. ``context_limit`` is what is left of the
+    context after running out of memory. ``last_rung`` is the failure that led to the newest exclusion.
     """
 
     name: str
@@ -58,33 +126,64 @@ class Model:
     attempt: int
     since: float
     created: float
+    looking: bool = False
     facts: ModelFacts | None = None
-    plan: Plan | None = None
-    refusal: Refusal | None = None
-    pool: str | None = None
-    pool_state: PoolState | None = None
-    replicas: Mapping[str, ReplicaStatus] = field(default_factory=dict)
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    refusal: FleetRefusal | None = None
+    verdicts: tuple[NodeVerdict, ...] = ()
     progress: Progress | None = None
     failures: tuple[FailureReport, ...] = ()
     callers: frozenset[str] = frozenset()
     leavers: frozenset[str] = frozenset()
+    evicting: frozenset[str] = frozenset()
+    shortfall: str | None = None
+    context_limit: int | None = None
+    last_rung: tuple[Exclusion, XgenRayError] | None = None
     proven: bool = False
     setbacks: int = 0
     retry_at: float | None = None
 
+    @property
+    def live(self) -> tuple[Pool, ...]:
+        """The pools that are wanted: all but those that are stopping."""
+        return tuple(pool for pool in self.pools.values() if pool.phase is not PoolPhase.STOPPING)
+
+    @property
+    def ready(self) -> int:
+        return sum(pool.ready for pool in self.live)
+
 
 @dataclass(frozen=True, slots=True)
 class ControlState:
-    """Everything control knows. ``stray_pools`` run although nobody asked for them: they are being
-    stopped. ``epoch`` is unique to this life of control, ``attempts`` counts its loads: together they
-    make pool names that are never used twice.
+    """Everything control knows.
+
+    ``stray_pools`` run although nobody asked for them: they are being stopped. ``epoch`` is unique to this
+    life of control, ``pools_named`` counts its pools: together they make pool names that are never used
+    twice. ``nodes`` are those alive, names by id; None until somebody has looked. ``used`` is when a model
+    was last asked for, in Unix seconds.
     """
 
     epoch: str = ""
     attempts: int = 0
+    pools_named: int = 0
     models: Mapping[str, Model] = field(default_factory=dict)
     stray_pools: frozenset[str] = frozenset()
+    nodes: Mapping[str, str] | None = None
+    exclusions: tuple[Exclusion, ...] = ()
+    observations: tuple[Observation, ...] = ()
+    used: Mapping[str, float] = field(default_factory=dict)
     table: RoutingTable = field(default_factory=RoutingTable)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """What the registry keeps of a pool, enough to adopt it."""
+
+    pool: str
+    node_id: str
+    node: str
+    node_kind: str
+    plans: tuple[Plan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +195,8 @@ class Record:
     origin: Origin
     created: float
     proven: bool = False
-    plan: Plan | None = None
-    pool: str | None = None
+    context_limit: int | None = None
+    pools: tuple[PoolRecord, ...] = ()
 
 
 # ---- events ------------------------------------------------------------------------------------
@@ -105,13 +204,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """First event of a life: the registry's records, the declared models, the pools Serve already runs."""
+    """First event of a life: the registry's content, the declared models, the pools Serve already runs."""
 
     records: tuple[Record, ...]
     declared: Mapping[str, LoadRequest]
-    pools: Mapping[str, PoolState]
+    pools: Mapping[str, AppState]
     epoch: str
     at: float
+    exclusions: tuple[Exclusion, ...] = ()
+    observations: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +231,67 @@ class UnloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceProgressed:
+class ExclusionsLifted:
+    """An operator forgives: every exclusion of the model called ``name``, or of one backend of it."""
+
+    name: str
+    backend: Backend | None
+    caller: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LookProgressed:
     name: str
     attempt: int
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
-class SourceResolved:
-    """The files are on disk and read; ``inventory`` was taken for the plan that follows."""
+class LookDone:
+    """The model's facts are read, and ``fleet`` was taken for the plan that follows."""
 
     name: str
     attempt: int
     facts: ModelFacts
-    inventory: Inventory
+    fleet: Fleet
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFailed:
+class LookFailed:
     name: str
     attempt: int
     error: XgenRayError
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolProgressed:
+    """A pool's files are on their way to its node."""
+
+    pool: str
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPrepared:
+    """Its node holds the leases and has the files. ``plans`` name the files as that node does."""
+
+    pool: str
+    plans: tuple[Plan, ...]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRefused:
+    """Its node could not prepare it. With ``again`` another look may end differently: the memory went to
+    somebody else, or the node went away.
+    """
+
+    pool: str
+    error: XgenRayError
+    again: bool
     at: float
 
 
@@ -160,18 +300,34 @@ class ReplicaReported:
     """From a replica itself, or from asking it."""
 
     pool: str
-    status: ReplicaStatus
+    replica: Replica
     failure: FailureReport | None = None
+    observations: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PoolsObserved:
     """What Serve runs of ours, and which replicas of each pool are alive. A missing pool is gone."""
 
-    pools: Mapping[str, PoolState]
+    pools: Mapping[str, AppState]
     messages: Mapping[str, str]
     replicas: Mapping[str, frozenset[str]]
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodesObserved:
+    """The nodes that are alive: names by id."""
+
+    nodes: Mapping[str, str]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class UseReported:
+    """From a router: when each model was last asked for, in Unix seconds."""
+
+    used: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +343,17 @@ Event = (
     Restored
     | LoadAsked
     | UnloadAsked
-    | SourceProgressed
-    | SourceResolved
-    | SourceFailed
+    | ExclusionsLifted
+    | LookProgressed
+    | LookDone
+    | LookFailed
+    | PoolProgressed
+    | PoolPrepared
+    | PoolRefused
     | ReplicaReported
     | PoolsObserved
+    | NodesObserved
+    | UseReported
     | PoolStartFailed
 )
 
@@ -212,8 +374,16 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolve:
-    """Find or download the files, read the facts, take the inventory."""
+class RememberLessons:
+    """Write all exclusions and observations to the registry."""
+
+    exclusions: tuple[Exclusion, ...]
+    observations: tuple[Observation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Read the model's facts and take the fleet's inventory."""
 
     name: str
     attempt: int
@@ -221,22 +391,37 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelResolve:
+class CancelLook:
     name: str
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparePool:
+    """Have the node hold the leases and get the files."""
+
+    pool: str
+    name: str
+    node_id: str
+    request: LoadRequest
+    plans: tuple[Plan, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StartPool:
     pool: str
     name: str
-    plan: Plan
+    node_id: str
+    node: str
     replicas: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopPool:
+    """End the application if there is one, cancel its preparation, give its leases back."""
+
     pool: str
+    node_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,11 +431,22 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tell a caller how its load or unload of ``name`` ended; ``error`` is None for success."""
+    """Tell a caller how its request about ``name`` ended; ``error`` is None for success."""
 
     caller: str
     name: str
     error: XgenRayError | None = None
 
 
-Effect = Remember | Forget | Resolve | CancelResolve | StartPool | StopPool | Publish | Answer
+Effect = (
+    Remember
+    | Forget
+    | RememberLessons
+    | Look
+    | CancelLook
+    | PreparePool
+    | StartPool
+    | StopPool
+    | Publish
+    | Answer
+)

@@ -7,13 +7,24 @@ from xgen_ray.schema import Phase, ServedModel
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedEngine:
+    """One engine that answers: where, the key that opens it, and how many requests it computes at once."""
+
+    replica_id: str
+    url: str
+    key: str = field(repr=False)
+    backend: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """How to reach one model. ``pool`` names the Serve application that runs it, once there is one."""
+    """How to reach one model. ``engines`` are those that were ready when control last heard of them."""
 
     model: ServedModel
     phase: Phase
     reason: str
-    pool: str | None
+    engines: tuple[RoutedEngine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

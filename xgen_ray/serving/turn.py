@@ -1,23 +1,28 @@
 """One step in the making: the models as they change, and the effects in their order."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xgen_ray.errors import XgenRayError
+from xgen_ray.placement import Exclusion, Observation
 from xgen_ray.schema import Origin, Phase
 from xgen_ray.serving.routes import routes_of
 from xgen_ray.serving.state import (
     Answer,
+    AppState,
     ControlState,
     Effect,
     Forget,
+    Look,
     Model,
-    PoolState,
+    Pool,
+    PoolPhase,
+    PoolRecord,
     Publish,
     Record,
     Remember,
-    Resolve,
+    RememberLessons,
     StopPool,
 )
 from xgen_ray.serving.table import RoutingTable
@@ -28,76 +33,101 @@ FIRST_RETRY_S = 15.0
 LONGEST_RETRY_S = 600.0
 
 
-def pool_name(model: str, epoch: str, attempt: int) -> str:
-    """A Serve application name for one load of ``model``; readable, and never used twice."""
+def pool_name(model: str, epoch: str, number: int) -> str:
+    """A Serve application name for one pool of ``model``; readable, and never used twice."""
     slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:40]
-    return f"{POOL_PREFIX}{slug}-{epoch}-{attempt}"
+    return f"{POOL_PREFIX}{slug}-{epoch}-{number}"
 
 
 @dataclass
 class Turn:
-    """One step in the making: the models as they change, and the effects in their order."""
+    """One step in the making."""
 
     before: ControlState
     models: dict[str, Model] = field(init=False)
     strays: set[str] = field(init=False)
     attempts: int = field(init=False)
+    pools_named: int = field(init=False)
     epoch: str = field(init=False)
+    nodes: Mapping[str, str] | None = field(init=False)
+    exclusions: tuple[Exclusion, ...] = field(init=False)
+    observations: tuple[Observation, ...] = field(init=False)
+    used: Mapping[str, float] = field(init=False)
     effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.models = dict(self.before.models)
         self.strays = set(self.before.stray_pools)
         self.attempts = self.before.attempts
+        self.pools_named = self.before.pools_named
         self.epoch = self.before.epoch
+        self.nodes = self.before.nodes
+        self.exclusions = self.before.exclusions
+        self.observations = self.before.observations
+        self.used = self.before.used
 
     def put(self, model: Model) -> Model:
         self.models[model.name] = model
         return model
 
-    def current(self, name: str, attempt: int) -> Model | None:
-        """The model, if this attempt to resolve its source is still the one that counts."""
-        model = self.models.get(name)
-        resolving = model is not None and model.phase is Phase.RESOLVING and model.attempt == attempt
-        return model if resolving else None
+    def put_pool(self, model: Model, pool: Pool) -> Model:
+        return self.put(replace(model, pools={**model.pools, pool.pool: pool}))
 
-    def owner(self, pool: str) -> Model | None:
-        return next((model for model in self.models.values() if model.pool == pool), None)
+    def drop_pool(self, model: Model, pool: str) -> Model:
+        """Forget a pool that is gone, or was never started."""
+        return self.put(
+            replace(model, pools={name: kept for name, kept in model.pools.items() if name != pool})
+        )
+
+    def stop_pool(self, model: Model, pool: Pool) -> Model:
+        """Tell a pool to stop. One that was never started is forgotten at once."""
+        self.effects.append(StopPool(pool.pool, pool.node_id))
+        if pool.phase is PoolPhase.PREPARING:
+            return self.drop_pool(model, pool.pool)
+        return self.put_pool(model, replace(pool, phase=PoolPhase.STOPPING, replicas={}, progress=None))
+
+    def new_pool_name(self, model: str) -> str:
+        self.pools_named += 1
+        return pool_name(model, self.epoch, self.pools_named)
+
+    def current(self, name: str, attempt: int) -> Model | None:
+        """The model, if this look for a place is still the one that counts."""
+        model = self.models.get(name)
+        return model if model is not None and model.looking and model.attempt == attempt else None
+
+    def owner(self, pool: str) -> tuple[Model, Pool] | None:
+        for model in self.models.values():
+            if (found := model.pools.get(pool)) is not None:
+                return model, found
+        return None
 
     def answer(self, model: Model, error: XgenRayError | None) -> Model:
         """Answers everyone who waits for the load to end."""
         self.effects += [Answer(caller, model.name, error) for caller in sorted(model.callers)]
         return self.put(replace(model, callers=frozenset()))
 
-    def remove(self, model: Model) -> None:
-        self.effects += [Answer(caller, model.name) for caller in sorted(model.leavers)]
-        del self.models[model.name]
+    def remember(self, model: Model) -> None:
+        self.effects.append(Remember(record_of(model)))
 
-    def begin(self, model: Model, at: float, reason: str) -> Model:
-        """A new attempt, from the start."""
+    def seek(self, model: Model, at: float, reason: str) -> Model:
+        """Look for a place for the replicas that are missing. One look at a time."""
+        if not model.live:
+            model = replace(model, phase=Phase.RESOLVING, since=at, progress=None)
+        model = replace(model, reason=reason, retry_at=None)
+        if model.looking:
+            return self.put(model)
         self.attempts += 1
-        fresh = self.put(
-            replace(
-                model,
-                phase=Phase.RESOLVING,
-                reason=reason,
-                attempt=self.attempts,
-                since=at,
-                pool=None,
-                pool_state=None,
-                replicas={},
-                plan=None,
-                refusal=None,
-                progress=None,
-                retry_at=None,
-            )
-        )
-        self.effects.append(Remember(record_of(fresh)))
-        self.effects.append(Resolve(fresh.name, fresh.attempt, fresh.request))
-        return fresh
+        model = self.put(replace(model, looking=True, attempt=self.attempts))
+        self.remember(model)
+        self.effects.append(Look(model.name, model.attempt, model.request))
+        return model
 
     def finish(self) -> tuple[ControlState, tuple[Effect, ...]]:
-        table = self.before.table
+        before = self.before
+        lessons = (self.exclusions, self.observations)
+        if lessons != (before.exclusions, before.observations):
+            self.effects.insert(0, RememberLessons(*lessons))
+        table = before.table
         routes = routes_of(self.models.values())
         if routes != table.routes or self.epoch != table.epoch:
             table = RoutingTable(self.epoch, table.version + 1, routes)
@@ -105,50 +135,84 @@ class Turn:
             answers = [effect for effect in self.effects if isinstance(effect, Answer)]
             others = [effect for effect in self.effects if not isinstance(effect, Answer)]
             self.effects = [*others, Publish(table), *answers]
-        state = ControlState(self.epoch, self.attempts, self.models, frozenset(self.strays), table)
+        state = ControlState(
+            epoch=self.epoch,
+            attempts=self.attempts,
+            pools_named=self.pools_named,
+            models=self.models,
+            stray_pools=frozenset(self.strays),
+            nodes=self.nodes,
+            exclusions=self.exclusions,
+            observations=self.observations,
+            used=self.used,
+            table=table,
+        )
         return state, tuple(self.effects)
 
 
 def record_of(model: Model) -> Record:
     return Record(
-        model.name, model.request, model.origin, model.created, model.proven, model.plan, model.pool
+        name=model.name,
+        request=model.request,
+        origin=model.origin,
+        created=model.created,
+        proven=model.proven,
+        context_limit=model.context_limit,
+        pools=tuple(
+            PoolRecord(pool.pool, pool.node_id, pool.node, pool.node_kind, pool.plans) for pool in model.live
+        ),
     )
 
 
 def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
-    """The load ends here. The wish is kept only if it has worked before."""
-    if model.pool is not None:
-        turn.effects.append(StopPool(model.pool))
+    """The load ends here. The wish is kept only if it has worked before, or was declared."""
+    for pool in model.live:
+        model = turn.stop_pool(model, pool)
     wished = model.proven or model.origin is Origin.DECLARED
-    if not wished:
-        turn.effects.append(Forget(model.name))
-    pause = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**model.setbacks)
     failed = replace(
         model,
         phase=Phase.FAILED,
         reason=str(error),
         since=at,
+        looking=False,
         progress=None,
-        pool_state=PoolState.STOPPING,
+        shortfall=None,
+        evicting=frozenset(),
         setbacks=model.setbacks + 1,
-        retry_at=at + pause if wished else None,
+        retry_at=at + retry_pause(model) if wished else None,
     )
+    if wished:
+        turn.remember(failed)
+    else:
+        turn.effects.append(Forget(model.name))
     turn.answer(turn.put(failed), error)
 
 
-def stop_strays(turn: Turn, pools: Mapping[str, PoolState]) -> None:
-    owned = {model.pool for model in turn.models.values()}
+def retry_pause(model: Model) -> float:
+    """How long to wait before the next try, longer after each setback."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(model.setbacks, 16))
+
+
+def remove(turn: Turn, model: Model, at: float) -> None:
+    """The model is gone. Those who waited for its room look again."""
+    turn.effects += [Answer(caller, model.name) for caller in sorted(model.leavers)]
+    del turn.models[model.name]
+    for other in list(turn.models.values()):
+        if model.name in other.evicting:
+            left = turn.put(replace(other, evicting=other.evicting - {model.name}))
+            if not left.evicting:
+                turn.seek(left, at, f"{model.name} has made room")
+
+
+def stop_strays(turn: Turn, pools: Mapping[str, AppState]) -> None:
+    owned = {pool for model in turn.models.values() for pool in model.pools}
     turn.strays = {pool for pool in pools if pool not in owned}
-    for pool in sorted(turn.strays):
-        insist(turn, pool, pools)
+    insist(turn, sorted(turn.strays), pools)
 
 
-def insist(turn: Turn, pool: str | None, pools: Mapping[str, PoolState]) -> bool:
-    """Whether the pool is still there. Its stop is asked for again while it does not look like stopping:
-    the first one may have got lost.
-    """
-    if pool is None or pool not in pools:
-        return False
-    if pools[pool] is not PoolState.STOPPING:
-        turn.effects.append(StopPool(pool))
-    return True
+def insist(turn: Turn, names: Iterable[str], pools: Mapping[str, AppState]) -> None:
+    """Asks for the stop of each again while it does not look like stopping: the first may have got lost."""
+    for name in names:
+        if name in pools and pools[name] is not AppState.STOPPING:
+            owner = turn.owner(name)
+            turn.effects.append(StopPool(name, owner[1].node_id if owner else None))

@@ -1,64 +1,90 @@
-"""What happens to a wish until its pool is started: loads, unloads, restarts, sources, plans."""
+"""What operators ask for: loads, unloads, forgiveness, and the wishes of an earlier life."""
 
 from dataclasses import replace
 
-from xgen_ray.errors import EngineFailed, ModelNotFound, NameConflict, PlacementRefused, WrongState
-from xgen_ray.placement import plan as make_plan
-from xgen_ray.placement.types import Plan
+from xgen_ray.errors import ModelNotFound, NameConflict, WrongState
+from xgen_ray.placement import model_key
 from xgen_ray.schema import LoadRequest, Origin, Phase
-from xgen_ray.serving.reservations import with_reservations
 from xgen_ray.serving.state import (
     Answer,
-    CancelResolve,
+    AppState,
+    CancelLook,
+    ExclusionsLifted,
     Forget,
     LoadAsked,
     Model,
-    PoolStartFailed,
-    PoolState,
-    Remember,
+    Pool,
+    PoolPhase,
+    Record,
     Restored,
-    SourceFailed,
-    SourceProgressed,
-    SourceResolved,
-    StartPool,
     StopPool,
     UnloadAsked,
 )
-from xgen_ray.serving.turn import Turn, fail, pool_name, record_of, stop_strays
+from xgen_ray.serving.turn import Turn, remove, stop_strays
 
 
 def restore(turn: Turn, event: Restored) -> None:
     turn.epoch = event.epoch
+    turn.exclusions = event.exclusions
+    turn.observations = event.observations
     for record in event.records:
         undeclared = record.origin is Origin.DECLARED and record.name not in event.declared
         changed = record.name in event.declared and event.declared[record.name] != record.request
         if undeclared or changed:
             turn.effects.append(Forget(record.name))
-            continue
-        model = replace(
-            _new(record.name, record.request, record.origin, event.at),
-            created=record.created,
-            proven=record.proven,
-        )
-        runs = event.pools.get(record.pool or "")
-        if runs is not None and runs is not PoolState.STOPPING:
-            turn.put(
-                replace(
-                    model,
-                    phase=Phase.RECOVERING if record.proven else Phase.LOADING,
-                    reason="control restarted; asking the running replicas",
-                    plan=record.plan,
-                    facts=record.plan.facts if record.plan else None,
-                    pool=record.pool,
-                    pool_state=runs,
-                )
-            )
         else:
-            turn.begin(model, event.at, "loading again after a restart")
+            _take_up(turn, record, event)
     for name, request in event.declared.items():
         if name not in turn.models:
-            turn.begin(_new(name, request, Origin.DECLARED, event.at), event.at, "declared")
+            turn.seek(_new(name, request, Origin.DECLARED, event.at), event.at, "declared")
     stop_strays(turn, event.pools)
+
+
+def _take_up(turn: Turn, record: Record, event: Restored) -> None:
+    """A wish of an earlier life: the pools that run are adopted, what is missing is looked for."""
+    model = replace(
+        _new(record.name, record.request, record.origin, event.at),
+        created=record.created,
+        proven=record.proven,
+        context_limit=record.context_limit,
+    )
+    adopted: dict[str, Pool] = {}
+    for kept in record.pools:
+        app = event.pools.get(kept.pool)
+        if app is None or app is AppState.STOPPING:
+            # Its leases, if it had come so far, are given back.
+            turn.effects.append(StopPool(kept.pool, kept.node_id))
+            continue
+        adopted[kept.pool] = Pool(
+            pool=kept.pool,
+            node_id=kept.node_id,
+            node=kept.node,
+            node_kind=kept.node_kind,
+            plans=kept.plans,
+            phase=PoolPhase.RECOVERING if record.proven else PoolPhase.STARTING,
+            since=event.at,
+            app=app,
+            proven=record.proven,
+        )
+    if not adopted:
+        turn.seek(model, event.at, "loading again after a restart")
+        return
+    model = turn.put(
+        replace(
+            model,
+            phase=Phase.RECOVERING if record.proven else Phase.LOADING,
+            reason="control restarted; asking the running replicas",
+            facts=next(iter(adopted.values())).plans[0].facts,
+            pools=adopted,
+        )
+    )
+    if missing_replicas(model) > 0:
+        turn.seek(model, event.at, "control restarted; looking for a place for what is missing")
+
+
+def missing_replicas(model: Model) -> int:
+    """How many replicas have no place yet."""
+    return model.request.replicas - sum(len(pool.plans) for pool in model.live)
 
 
 def _new(name: str, request: LoadRequest, origin: Origin, at: float) -> Model:
@@ -66,11 +92,20 @@ def _new(name: str, request: LoadRequest, origin: Origin, at: float) -> Model:
 
 
 def load(turn: Turn, event: LoadAsked) -> None:
+    turn.used = {**turn.used, event.name: event.at}
     model = turn.models.get(event.name)
     if model is None or model.phase is Phase.FAILED:
         fresh = model or _new(event.name, event.request, Origin.API, event.at)
-        fresh = replace(fresh, request=event.request, callers=frozenset({event.caller}))
-        turn.begin(fresh, event.at, "asked for")
+        fresh = replace(
+            fresh,
+            request=event.request,
+            callers=frozenset({event.caller}),
+            refusal=None,
+            verdicts=(),
+            context_limit=None,
+            last_rung=None,
+        )
+        turn.seek(fresh, event.at, "asked for")
     elif model.phase is Phase.UNLOADING:
         message = f"{event.name} is being unloaded; try again in a few seconds"
         turn.effects.append(Answer(event.caller, event.name, WrongState(message)))
@@ -95,77 +130,51 @@ def unload(turn: Turn, event: UnloadAsked) -> None:
         turn.effects.append(Answer(event.caller, event.name, error))
         return
     model = turn.put(replace(model, leavers=model.leavers | {event.caller}))
-    if model.phase is Phase.UNLOADING:
-        return
-    model = turn.answer(model, WrongState(f"{event.name} was unloaded while it was loading"))
+    if model.phase is not Phase.UNLOADING:
+        reason = "unloading; running requests may finish"
+        leave(turn, model, event.at, reason, WrongState(f"{event.name} was unloaded while it was loading"))
+
+
+def leave(turn: Turn, model: Model, at: float, reason: str, error: WrongState) -> None:
+    """The wish is forgotten first, then what runs of it is stopped. Who waits for its load gets ``error``."""
+    model = turn.answer(model, error)
     turn.effects.append(Forget(model.name))
-    if model.phase is Phase.RESOLVING:
-        turn.effects.append(CancelResolve(model.name, model.attempt))
-    if model.pool is None:
-        turn.remove(model)
-        return
-    if model.phase is not Phase.FAILED:
-        turn.effects.append(StopPool(model.pool))
-    turn.put(
-        replace(
-            model,
-            phase=Phase.UNLOADING,
-            reason="unloading; running requests may finish",
-            since=event.at,
-            progress=None,
-        )
-    )
-
-
-def hear_progress(turn: Turn, event: SourceProgressed) -> None:
-    if model := turn.current(event.name, event.attempt):
-        turn.put(replace(model, progress=event.progress, reason=event.progress.message))
-
-
-def hear_source_failed(turn: Turn, event: SourceFailed) -> None:
-    if model := turn.current(event.name, event.attempt):
-        fail(turn, model, event.error, event.at)
-
-
-def hear_start_failed(turn: Turn, event: PoolStartFailed) -> None:
-    if model := turn.owner(event.pool):
-        fail(turn, replace(model, pool=None), EngineFailed(event.message), event.at)
-
-
-def place(turn: Turn, event: SourceResolved) -> None:
-    model = turn.current(event.name, event.attempt)
-    if model is None:
-        return
-    loading = [other.plan for other in turn.models.values() if other.phase is Phase.LOADING and other.plan]
-    inventory = with_reservations(event.inventory, loading)
-    decision = make_plan(
-        event.facts,
-        model.request.options,
-        inventory.snapshot,
-        inventory.statuses,
-        usage=inventory.usage,
-        policy=inventory.policy,
-    )
-    if not isinstance(decision, Plan):
-        candidates = tuple(
-            {"backend": candidate.backend.value, "reasons": list(candidate.reasons)}
-            for candidate in decision.candidates
-        )
-        model = replace(model, facts=event.facts, refusal=decision)
-        fail(turn, model, PlacementRefused(decision.message, candidates), event.at)
-        return
-    pool = pool_name(model.name, turn.epoch, model.attempt)
+    if model.looking:
+        turn.effects.append(CancelLook(model.name, model.attempt))
+    for pool in model.live:
+        model = turn.stop_pool(model, pool)
     model = turn.put(
         replace(
             model,
-            phase=Phase.LOADING,
-            reason=f"starting {decision.backend.value}: {decision.why}",
-            since=event.at,
-            facts=event.facts,
-            plan=decision,
-            pool=pool,
+            phase=Phase.UNLOADING,
+            reason=reason,
+            since=at,
+            looking=False,
+            evicting=frozenset(),
+            shortfall=None,
+            retry_at=None,
             progress=None,
         )
     )
-    turn.effects.append(Remember(record_of(model)))
-    turn.effects.append(StartPool(pool, model.name, decision, model.request.replicas))
+    if not model.pools:
+        remove(turn, model, at)
+
+
+def lift(turn: Turn, event: ExclusionsLifted) -> None:
+    """Forget what was learned against backends of a model. One that failed is tried again."""
+    model = turn.models.get(event.name)
+    key = model_key(model.facts) if model is not None and model.facts is not None else event.name
+    kept = tuple(
+        exclusion
+        for exclusion in turn.exclusions
+        if exclusion.model != key or event.backend not in (None, exclusion.backend)
+    )
+    if len(kept) == len(turn.exclusions):
+        excluded = sorted({exclusion.model for exclusion in turn.exclusions})
+        message = f"nothing is excluded for {event.name!r}; excluded: {', '.join(excluded) or 'nothing'}"
+        turn.effects.append(Answer(event.caller, event.name, ModelNotFound(message)))
+        return
+    turn.exclusions = kept
+    turn.effects.append(Answer(event.caller, event.name))
+    if model is not None and model.phase is Phase.FAILED:
+        turn.seek(model, event.at, "its exclusions were lifted")

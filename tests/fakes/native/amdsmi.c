@@ -4,7 +4,8 @@
  *
  * STANDIN_AMDSMI_CARDS  cards, see cards.h. Fields: gfx (1151; ffffffffffffffff as on unsupported cards), name,
  *                       vram_mb, vram_used_mb, gtt_mb, gtt_used_mb, bdf (0000:c1:00.0), hip (HIP's index).
- *                       Queries for rc_QUERY: asic, memory, gtt, bdf, enumeration, uuid, driver, activity,
+ *                       procs: what runs there, "4711:1024:512+..." (process id:MB of VRAM:MB of GTT).
+ *                       Queries for rc_QUERY: processes, asic, memory, gtt, bdf, enumeration, uuid, driver, activity,
  *                       edge, power.
  * STANDIN_AMDSMI_INIT   status of amdsmi_init (34: driver not loaded, 10: no permission)
  * STANDIN_AMDSMI_FAULT  hang, crash or print, in init or memory, see cards.h
@@ -118,6 +119,8 @@ amdsmi_status_t amdsmi_get_gpu_memory_usage(void *handle, uint32_t kind, uint64_
 {
     CARD_OR_RETURN(kind == MEMORY_GTT ? "gtt" : "memory");
     *bytes = megabytes_of(card, kind, "vram_used_mb", "gtt_used_mb");
+    if (kind == MEMORY_VRAM)
+        *bytes += held_megabytes(card) << 20;
     return SUCCESS;
 }
 
@@ -211,5 +214,46 @@ amdsmi_status_t amdsmi_get_power_info(void *handle, struct power_info *info)
     info->socket_power = 45;
     info->current_socket_power = NO_FIGURE_16; /* as on cards that only give the average */
     info->average_socket_power = 44;
+    return SUCCESS;
+}
+
+struct __attribute__((packed)) process_info {
+    char name[TEXT_SIZE];
+    uint32_t pid, padding;
+    uint64_t mem, gfx_time, enc_time;
+    uint32_t engine_reserved[12];
+    uint64_t gtt_mem, cpu_mem, vram_mem;
+    uint32_t memory_reserved[10];
+    char container_name[TEXT_SIZE];
+    uint32_t cu_occupancy, reserved[11];
+};
+_Static_assert(sizeof(struct process_info) == 2 * TEXT_SIZE + 8 + 24 + 48 + 24 + 40 + 48, "amdsmi_proc_info_t of 7.0");
+
+amdsmi_status_t amdsmi_get_gpu_process_list(void *handle, uint32_t *count, struct process_info *list)
+{
+    CARD_OR_RETURN("processes");
+    char text[MAX_TEXT], *rest = NULL;
+    uint32_t found = 0;
+    snprintf(text, sizeof text, "%s", text_of(card, "procs", ""));
+    for (char *part = strtok_r(text, "+", &rest); part && found < *count; part = strtok_r(NULL, "+", &rest)) {
+        unsigned long long pid = 0, vram = 0, gtt = 0;
+        if (sscanf(part, "%llu:%llu:%llu", &pid, &vram, &gtt) != 3)
+            abort();
+        struct process_info *info = &list[found++];
+        memset(info, 0, sizeof *info);
+        snprintf(info->name, TEXT_SIZE, "engine");
+        info->pid = (uint32_t)pid;
+        info->mem = info->vram_mem = vram << 20;
+        info->gtt_mem = gtt << 20;
+    }
+    struct holder holders[MAX_HOLDERS];
+    for (unsigned i = 0, held = read_holders(card, holders); i < held && found < *count; i++) {
+        struct process_info *info = &list[found++];
+        memset(info, 0, sizeof *info);
+        snprintf(info->name, TEXT_SIZE, "engine");
+        info->pid = holders[i].pid;
+        info->mem = info->vram_mem = holders[i].megabytes << 20;
+    }
+    *count = found;
     return SUCCESS;
 }

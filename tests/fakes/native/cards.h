@@ -3,11 +3,15 @@
  *   NAME="name=Some GPU,memory_mb=8192;name=Another,rc_memory=3"
  *
  * Cards are separated by ';', their fields by ','. What a field means is the library's business, but for
- * one kind: rc_QUERY=CODE makes QUERY fail on that card with the library's status CODE.
+ * two: rc_QUERY=CODE makes QUERY fail on that card with the library's status CODE, and held=FOLDER names a
+ * folder where processes write down what they have of the card: a file each, named by the process id, with a
+ * number of MB in it. Files of processes that are gone count for nothing, as a driver takes memory back.
  */
 #ifndef XGEN_RAY_STANDIN_CARDS_H
 #define XGEN_RAY_STANDIN_CARDS_H
 
+#include <dirent.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,6 +22,7 @@
 #define MAX_CARDS 16
 #define MAX_FIELDS 24
 #define MAX_TEXT 128
+#define MAX_HOLDERS 32
 
 struct field {
     char key[MAX_TEXT];
@@ -75,6 +80,44 @@ static inline uint64_t number_of(const struct card *card, const char *key, uint6
 {
     const char *text = text_of(card, key, NULL);
     return text ? strtoull(text, NULL, 0) : otherwise;
+}
+
+struct holder {
+    unsigned pid;
+    uint64_t megabytes;
+};
+
+/* The processes that hold memory of the card now, and how many they are. */
+static inline unsigned read_holders(const struct card *card, struct holder *holders)
+{
+    const char *path = text_of(card, "held", NULL);
+    DIR *folder = path ? opendir(path) : NULL;
+    unsigned found = 0;
+    for (struct dirent *entry; folder && found < MAX_HOLDERS && (entry = readdir(folder));) {
+        unsigned long long megabytes = 0;
+        int pid = atoi(entry->d_name);
+        if (pid <= 0 || (kill(pid, 0) && errno == ESRCH))
+            continue;
+        char name[MAX_TEXT + sizeof entry->d_name + 1];
+        snprintf(name, sizeof name, "%s/%s", path, entry->d_name);
+        FILE *file = fopen(name, "r");
+        if (file && fscanf(file, "%llu", &megabytes) == 1)
+            holders[found++] = (struct holder){(unsigned)pid, megabytes};
+        if (file)
+            fclose(file);
+    }
+    if (folder)
+        closedir(folder);
+    return found;
+}
+
+static inline uint64_t held_megabytes(const struct card *card)
+{
+    struct holder holders[MAX_HOLDERS];
+    uint64_t megabytes = 0;
+    for (unsigned i = 0, found = read_holders(card, holders); i < found; i++)
+        megabytes += holders[i].megabytes;
+    return megabytes;
 }
 
 /* The status that a query was told to fail with on this card; 0 is success for every library here. */

@@ -3,14 +3,15 @@
  * STANDIN_NVML_CARDS   cards, see cards.h. Fields: name, memory_mb, used_mb, reserved_mb, cc (8.9), bus, uuid,
  *                      mig: "off" or slices "1g.10gb:9856+2g.20gb:19968" (profile:MB), "none" for MIG mode
  *                      without slices; mig_names=plain leaves the profile out of the slices' names.
- *                      Queries for rc_QUERY: handle, name, uuid, memory, memory_v2, cc, pci, usage.
+ *                      procs, graphics: what runs there, "4711:1024+4712:-" (process id:MB, "-": not known)
+ *                      Queries for rc_QUERY: handle, name, uuid, memory, memory_v2, cc, pci, usage, processes.
  * STANDIN_NVML_INIT    status of nvmlInit (9: driver not loaded)
  * STANDIN_NVML_FAULT   hang, crash or print, in init or memory, see cards.h
  */
 #include "cards.h"
 
 typedef int nvmlReturn_t;
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, DRIVER_NOT_LOADED = 9 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, DRIVER_NOT_LOADED = 9 };
 
 #define MAX_SLICES 7
 #define NO_SLICE (-1)
@@ -170,7 +171,7 @@ static void fill_memory(const struct card *card, int place, struct memory_v2 *me
     if (read_slice(card, place, &slice))
         megabytes = slice.memory_mb;
     memory->total = megabytes << 20;
-    memory->used = number_of(card, "used_mb", 0) << 20;
+    memory->used = (number_of(card, "used_mb", 0) + held_megabytes(card)) << 20;
     memory->reserved = number_of(card, "reserved_mb", 0) << 20;
     memory->free = memory->total - memory->used - memory->reserved;
 }
@@ -270,4 +271,45 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts)
     CARD_OR_RETURN("usage");
     *milliwatts = 123456;
     return SUCCESS;
+}
+
+struct process {
+    unsigned pid;
+    uint64_t used;
+    unsigned gpu_instance, compute_instance;
+};
+
+static nvmlReturn_t list_processes(void *handle, const char *field, unsigned *count, struct process *list)
+{
+    CARD_OR_RETURN("processes");
+    char text[MAX_TEXT], *rest = NULL;
+    unsigned room = *count, found = 0;
+    snprintf(text, sizeof text, "%s", text_of(card, field, ""));
+    for (char *part = strtok_r(text, "+", &rest); part; part = strtok_r(NULL, "+", &rest), found++) {
+        const char *colon = strchr(part, ':');
+        if (!colon)
+            abort();
+        if (list && found < room) {
+            list[found] = (struct process){.pid = (unsigned)atoi(part), .used = UINT64_MAX};
+            if (colon[1] != '-')
+                list[found].used = strtoull(colon + 1, NULL, 10) << 20;
+        }
+    }
+    struct holder holders[MAX_HOLDERS];
+    unsigned held = strcmp(field, "procs") ? 0 : read_holders(card, holders);
+    for (unsigned i = 0; i < held; i++, found++)
+        if (list && found < room)
+            list[found] = (struct process){.pid = holders[i].pid, .used = holders[i].megabytes << 20};
+    *count = found;
+    return found > room || (found && !list) ? TOO_SMALL : SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struct process *list)
+{
+    return list_processes(handle, "procs", count, list);
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, struct process *list)
+{
+    return list_processes(handle, "graphics", count, list);
 }

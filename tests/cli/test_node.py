@@ -1,0 +1,58 @@
+"""`node` up to where Ray would be started: options, refusals and the dry run. The rest is in tests/e2e."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Call
+from xgen_ray.cli.exits import ExitCode
+from xgen_ray.placement.tags import LABEL_PREFIX
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "either --head"),
+        (("--head", "--address", "10.0.0.1"), "either --head"),
+        (("--address", "10.0.0.1", "--dashboard"), "are for --head"),
+        (("--head", "--config", "no-such-file.yaml"), "there is no file no-such-file.yaml"),
+        (("--head", "--name", "my node"), "--name 'my node'"),
+        (("--head", "--name", "x" * 64), "1 to 63"),
+        (("--address", "127.0.0.1:6379", "--dry-run"), "this machine alone"),
+        (("--address", "x:1", "--dry-run"), "no address of a head"),
+        (("--head", "--node-ip-address", "0.0.0.0", "--dry-run"), "cannot be this node's address"),
+        (("--head", "--node-ip-address", "203.0.113.7", "--dry-run"), "cannot be this node's address"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_looked_at(
+    call: Call, arguments: tuple[str, ...], words: str
+) -> None:
+    result = call("node", *arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.engine
+def test_a_dry_run_shows_what_would_be_run(call: Call, tmp_path: Path) -> None:
+    """It looks at the machine as a start would, which runs each engine once."""
+    secret = "0123456789abcdef" * 2
+    settings = {"XDG_CACHE_HOME": str(tmp_path), "RAY_AUTH_TOKEN": secret}
+    arguments = ("node", "--head", "--name", "here", "--port", "6123", "--num-cpus", "3", "--dry-run")
+    shown = call(*arguments, "--", "--min-worker-port", "11000", env=settings)
+    assert shown.exit_code == ExitCode.OK, shown.output
+    lines = shown.stdout.splitlines()
+    assert "export RAY_AUTH_MODE=token" in lines
+    assert " start --head --port 6123 " in lines[-1]
+    assert lines[-1].endswith("--block --min-worker-port 11000")
+    assert secret not in shown.output
+
+    described = json.loads(call(*arguments, "--json", env=settings).stdout)
+    assert described["name"] == described["labels"][LABEL_PREFIX + "name"] == "here"
+    assert described["join"] is None  # on loopback
+    assert described["command"][1:3] == ["start", "--head"]
+    assert described["environment"]["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert described["labels"][LABEL_PREFIX + "backend-llama-server-cpu"] == "true"
+    # Nothing was started or written.
+    assert not list(tmp_path.glob("**/auth_token"))

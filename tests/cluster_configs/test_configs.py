@@ -1,0 +1,137 @@
+"""Every committed configuration, read by the program that it is for, short of starting it."""
+
+import configparser
+import copy
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+from typer.core import TyperGroup
+
+from xgen_ray.cli.app import app
+from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSettings, Settings
+
+CONFIGS = Path(__file__).parents[2] / "cluster_configs"
+SERVE = ["one-machine.yaml", "static-fleet.yaml"]
+UNITS = ["xgen-ray-head.service", "xgen-ray-node.service"]
+RAY_UP = "ray-up-on-premises.yaml"
+INSTALLED = "/opt/xgen-ray/bin/xgen-ray"
+ARGUMENTS: dict[str, type[Settings]] = {CONTROL_APP: ControlSettings, ROUTER_APP: RouterSettings}
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
+    return content
+
+
+def node_options(words: list[str]) -> dict[str, Any]:
+    """What `xgen-ray node` makes of a command line, without running it."""
+    assert Path(words[0]).name == "xgen-ray"
+    program = typer.main.get_command(app)
+    assert isinstance(program, TyperGroup)
+    command = program.commands[words[1]]
+    options: dict[str, Any] = command.make_context("node", words[2:]).params
+    return options
+
+
+def test_nothing_here_is_left_out_of_these_tests() -> None:
+    held = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
+    assert {*SERVE, RAY_UP, *(f"systemd/{unit}" for unit in UNITS)} <= held
+
+
+@pytest.mark.parametrize("name", SERVE)
+def test_ray_serve_takes_the_config_and_we_take_the_arguments(name: str) -> None:
+    config = ServeDeploySchema.model_validate(read(name))
+    assert {application.name for application in config.applications} == set(ARGUMENTS)
+    for application in config.applications:
+        ARGUMENTS[application.name].model_validate(application.args)
+
+
+@pytest.mark.parametrize("name", SERVE)
+def test_what_others_can_reach_asks_for_keys(name: str) -> None:
+    content = read(name)
+    exposed = content["http_options"]["host"] != "127.0.0.1"
+    assert all(("api_keys_file" in application["args"]) == exposed for application in content["applications"])
+
+
+def test_ray_up_takes_the_cluster() -> None:
+    """As `ray up` reads it: filled with defaults, then checked against Ray's own schema."""
+    validate_config(prepare_config(read(RAY_UP)))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda config: config.update(no_such_field=1),
+        lambda config: config.pop("provider"),
+        lambda config: config.update(max_workers="many"),
+    ],
+)
+def test_rays_schema_would_notice(spoil: Callable[[dict[str, Any]], Any]) -> None:
+    config = copy.deepcopy(prepare_config(read(RAY_UP)))
+    spoil(config)
+    with pytest.raises(Exception, match=r"no_such_field|provider|many"):
+        validate_config(config)
+
+
+def test_ray_up_starts_its_nodes_with_options_that_exist() -> None:
+    config = read(RAY_UP)
+    (head,) = [line for line in config["head_start_ray_commands"] if line.startswith("xgen-ray")]
+    (worker,) = [line for line in config["worker_start_ray_commands"] if line.startswith("xgen-ray")]
+    started = node_options(shlex.split(re.sub(r"\$\(.*?\)", "10.0.0.1", head)))
+    assert started["head"]
+    # `ray up` waits for the command to end.
+    assert not started["block"]
+    assert started["ray_arguments"] == ["--autoscaling-config=~/ray_bootstrap_config.yaml"]
+    assert node_options(shlex.split(worker))["address"] == "$RAY_HEAD_IP:6379"
+
+
+def service_of(unit: str) -> dict[str, str]:
+    """The unit's [Service] section."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys have capitals
+    parser.read_string((CONFIGS / "systemd" / unit).read_text().replace("\\\n", " "))
+    return dict(parser["Service"])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_starts_a_node_in_the_foreground_with_options_that_exist(unit: str) -> None:
+    options = node_options(shlex.split(service_of(unit)["ExecStart"]))
+    assert options["block"]
+    assert options["token_file"] == Path("/etc/xgen-ray/token")
+    assert options["head"] == (unit == "xgen-ray-head.service")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_ends_everything_and_starts_again(unit: str) -> None:
+    service = service_of(unit)
+    assert service["KillMode"] == "mixed"
+    assert service["Restart"] == "on-failure"
+    assert service["RestartPreventExitStatus"] == "2 4"
+    assert service["OOMPolicy"] == "continue"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_takes_the_unit(unit: str, tmp_path: Path) -> None:
+    """systemd's own check, which also looks for the program: the one of this Python stands in for it."""
+    text = (CONFIGS / "systemd" / unit).read_text()
+    program = Path(sys.executable).with_name("xgen-ray")
+    (tmp_path / unit).write_text(text.replace(INSTALLED, str(program)))
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert unit not in done.stderr
+
+    (tmp_path / unit).write_text(text.replace(INSTALLED, "/no/such/program"))
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode != 0

@@ -1,0 +1,373 @@
+"""Five unlike machines as one fleet: every node tags itself, every model lands where it fits, and stays.
+
+What is real and what stands in is told in this folder's README. The tests share one fleet and one small
+model on each of its nodes; whatever else a test loads, it unloads.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.fleet import HEAD, Card, Fleet, Machine, Traffic, at_once
+from tests.stack import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.native, pytest.mark.engine, pytest.mark.timeout(600)]
+
+# On each of the first two, strangers have left room for one small model and not for two.
+RTX_3060S = tuple(
+    Card(
+        "nvidia",
+        f"GPU-3060000{number}-0000-4000-8000-000000000000",
+        "name=NVIDIA GeForce RTX 3060,memory_mb=12288,used_mb=10788,cc=8.6,"
+        f"bus=00000000:0{number + 1}:00.0,uuid=GPU-3060000{number}-0000-4000-8000-000000000000",
+        "NVIDIA GeForce RTX 3060",
+        12288,
+        10788,
+    )
+    for number in range(2)
+)
+STRIX_HALO = Card(
+    "amd",
+    "00ff1586-0000-1000-8000-0000000a0000",
+    "name=AMD Radeon 8060S Graphics,gfx=1151,vram_mb=1024,gtt_mb=8192,bdf=0000:c1:00.0",
+    "AMD Radeon 8060S Graphics (RADV GFX1151)",
+    9216,
+)
+MI300X = Card(
+    "amd",
+    "GPU-00000000000a0000",
+    "name=AMD Instinct MI300X,gfx=942,vram_mb=196592,bdf=0000:05:00.0",
+    "AMD Instinct MI300X",
+    196592,
+)
+RTX_4090 = Card(
+    "nvidia",
+    "GPU-40900000-0000-4000-8000-000000000000",
+    "name=NVIDIA GeForce RTX 4090,memory_mb=24564,used_mb=23464,cc=8.9,bus=00000000:01:00.0,"
+    "uuid=GPU-40900000-0000-4000-8000-000000000000",
+    "NVIDIA GeForce RTX 4090",
+    24564,
+    23464,
+)
+RAPHAEL = Card(
+    "amd",
+    "00ff1586-0000-1000-8000-0000000a0000",
+    "name=AMD Radeon Graphics,gfx=1036,vram_mb=512,gtt_mb=4096,bdf=0000:0d:00.0",
+    "AMD Radeon Graphics (RADV RAPHAEL_MENDOCINO)",
+    4608,
+)
+
+CUDA, ROCM, VULKAN = "llama-server-cuda", "llama-server-rocm", "llama-server-vulkan"
+CPU = "llama-server-cpu"
+HEAD_MACHINE = Machine(HEAD, "127.0.0.11")
+MACHINES = (
+    Machine("two-cards", "127.0.0.12", RTX_3060S, {CUDA: ("CUDA", 900, RTX_3060S)}),
+    Machine("apu", "127.0.0.13", (STRIX_HALO,), {VULKAN: ("Vulkan", 400, (STRIX_HALO,))}),
+    Machine("instinct", "127.0.0.14", (MI300X,), {ROCM: ("ROCm", 650, (MI300X,))}),
+    Machine(
+        "mixed",
+        "127.0.0.15",
+        (RTX_4090, RAPHAEL),
+        {VULKAN: ("Vulkan", 400, (RAPHAEL, RTX_4090)), CUDA: ("CUDA", 900, (RTX_4090,))},
+    ),
+)
+PLAIN_IP = "127.0.0.16"
+NODES = (HEAD, *(machine.name for machine in MACHINES))
+BACKENDS = {HEAD: CPU, "two-cards": CUDA, "apu": VULKAN, "instinct": ROCM, "mixed": VULKAN}
+MOVED_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with Fleet(tmp_path_factory.mktemp("f"), HEAD_MACHINE, MACHINES) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def settled(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    """One small model on each node, called ``on-NODE``; all five loads are asked for at the same moment."""
+    loads = [lambda node=node: fleet.small(f"on-{node}", on=[node]) for node in NODES]
+    answers = at_once(*loads)
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+    return dict(zip(NODES, [answer.json() for answer in answers], strict=True))
+
+
+@contextlib.contextmanager
+def loaded(fleet: Fleet, name: str, **more: Any) -> Iterator[dict[str, Any]]:
+    answer = fleet.small(name, **more)
+    assert answer.status_code == 200, answer.text
+    try:
+        yield answer.json()
+    finally:
+        assert fleet.unload(name).status_code == 200
+
+
+@contextlib.contextmanager
+def raced(fleet: Fleet, names: Sequence[str], **more: Any) -> Iterator[list[httpx.Response]]:
+    """The answers to loads that are asked for at the same moment."""
+    answers = at_once(*(lambda name=name: fleet.small(name, **more) for name in names))
+    try:
+        yield answers
+    finally:
+        for name, answer in zip(names, answers, strict=True):
+            if answer.status_code == 200:
+                assert fleet.unload(name).status_code == 200
+
+
+def engines(status: dict[str, Any]) -> dict[int, str]:
+    """The processes of a model's engines, and the node that each is said to be on."""
+    return {replica["pid"]: replica["node"] for replica in status["replicas"]}
+
+
+def engine(status: dict[str, Any]) -> int:
+    (pid,) = engines(status)
+    return pid
+
+
+def state_of(fleet: Fleet, name: str) -> dict[str, Any]:
+    status = fleet.status(name)
+    assert status is not None, f"{name} is not known"
+    return status
+
+
+def gpu_leases(node: dict[str, Any]) -> dict[str, list[str]]:
+    """The models that have leases on each of a node's GPUs."""
+    found: dict[str, list[str]] = {gpu["uuid"]: [] for gpu in node["gpus"]}
+    for lease in node["leases"]:
+        for device in lease["devices"]:
+            if device != "ram":
+                found[device].append(lease["model"])
+    return found
+
+
+def test_every_node_is_known_by_what_it_has(fleet: Fleet) -> None:
+    seen = fleet.seen()
+    assert set(seen) == set(NODES)
+    assert {name: [gpu["name"] for gpu in node["gpus"]] for name, node in seen.items()} == {
+        HEAD: [],
+        "two-cards": ["NVIDIA GeForce RTX 3060"] * 2,
+        "apu": ["AMD Radeon 8060S Graphics"],
+        "instinct": ["AMD Instinct MI300X"],
+        "mixed": ["AMD Radeon Graphics", "NVIDIA GeForce RTX 4090"],
+    }
+    for name, node in seen.items():
+        assert node["tagged"]
+        assert node["reason"] == ""
+        assert node["labels"]["xgen-ray/name"] == name
+        assert node["labels"].items() >= fleet.nodes[name].described["labels"].items()
+        assert BACKENDS[name] in node["available_backends"]
+        assert node["labels"][f"xgen-ray/backend-{BACKENDS[name]}"] == "true"
+    resources = {name: node.described["resources"] for name, node in fleet.nodes.items()}
+    assert resources == {
+        HEAD: {"cpu_node": 1},
+        "two-cards": {"nvidia": 2, "sm_86": 2},
+        "apu": {"amd_rdna": 1, "gfx1151": 1},
+        "instinct": {"amd_cdna": 1, "gfx942": 1},
+        "mixed": {"nvidia": 1, "sm_89": 1, "amd_rdna": 1, "gfx1036": 1},
+    }
+    types = {name: node["labels"]["xgen-ray/gpu-type"] for name, node in seen.items()}
+    assert types == {
+        HEAD: "cpu",
+        "two-cards": "nvidia",
+        "apu": "amd_rdna",
+        "instinct": "amd_cdna",
+        "mixed": "nvidia",
+    }
+    (instinct,) = seen["instinct"]["gpus"]
+    assert instinct["memory_free_bytes"] == 196592 * 2**20
+    answer = fleet.management("GET", "gpus").json()
+    assert len(answer["gpus"]) == 6
+    assert (answer["gpu_type"], answer["success"]) == ("cuda", True)
+
+
+def test_a_model_on_each_node_answers_from_there(fleet: Fleet, settled: dict[str, dict[str, Any]]) -> None:
+    for name, status in settled.items():
+        assert (status["phase"], status["backend"]) == ("ready", BACKENDS[name]), status
+        pid = engine(status)
+        assert engines(status) == {pid: name}
+        # Only a process of that node's has its home.
+        assert psutil.Process(pid).environ()["HOME"] == str(fleet.nodes[name].home)
+        answer = fleet.chat(f"on-{name}", max_tokens=4)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"]
+        assert answer.json()["usage"]["completion_tokens"] >= 1
+    seen = fleet.seen()
+    assert {name: node["models"] for name, node in seen.items()} == {name: [f"on-{name}"] for name in NODES}
+    assert {name: len(node["leases"]) for name, node in seen.items()} == dict.fromkeys(NODES, 1)
+
+
+def test_an_engine_sees_what_its_lease_gives_it_and_no_more(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    launches = {
+        name: fleet.nodes[name].launch(engine(status)) for name, status in settled.items() if name != HEAD
+    }
+    leases = {name: gpu_leases(node) for name, node in fleet.seen().items()}
+    for name, launch in launches.items():
+        model = f"on-{name}"
+        assert launch["uuids"] == [uuid for uuid, models in leases[name].items() if model in models]
+        assert launch["argv"][launch["argv"].index("--device") + 1] == ",".join(launch["devices"])
+        assert launch["argv"][launch["argv"].index("--n-gpu-layers") + 1] != "0"
+        assert "ROCR_VISIBLE_DEVICES" not in launch["env"]
+        assert launch["env"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        if BACKENDS[name] != VULKAN:
+            # Renumbered from 0: one card is all that there is.
+            assert len(launch["visible"]) == 1
+            assert launch["env"]["GGML_VK_VISIBLE_DEVICES"] == ""
+    first, apu, instinct, mixed = (launches[machine.name] for machine in MACHINES)
+    assert first["env"]["CUDA_VISIBLE_DEVICES"] == first["uuids"][0]
+    assert (first["env"]["HIP_VISIBLE_DEVICES"], first["devices"]) == ("-1", ["CUDA0"])
+    assert (instinct["env"]["HIP_VISIBLE_DEVICES"], instinct["devices"]) == ("0", ["ROCm0"])
+    assert "CUDA_VISIBLE_DEVICES" not in instinct["env"]
+    for launch in (apu, mixed):
+        # Vulkan's variable counts other devices than the engine does: there the name alone decides.
+        assert "GGML_VK_VISIBLE_DEVICES" not in launch["env"]
+        assert (launch["env"]["CUDA_VISIBLE_DEVICES"], launch["env"]["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")
+    assert apu["devices"] == ["Vulkan0"]
+    # The card and not the processor's GPU, which comes first in the engine's list.
+    assert (mixed["devices"], mixed["uuids"]) == (["Vulkan1"], [RTX_4090.uuid])
+    on_cpu = psutil.Process(engine(settled[HEAD])).environ()
+    assert (on_cpu["CUDA_VISIBLE_DEVICES"], on_cpu["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")
+    assert on_cpu["GGML_VK_VISIBLE_DEVICES"] == ""
+
+
+def test_either_vendor_of_one_machine_can_be_asked_for(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    with loaded(fleet, "radeon", on=["mixed"], options={"gpus": [RAPHAEL.uuid]}) as status:
+        launch = fleet.nodes["mixed"].launch(engine(status))
+        assert (launch["uuids"], launch["devices"]) == ([RAPHAEL.uuid], ["Vulkan0"])
+        assert fleet.chat("radeon").status_code == 200
+    # What is left of the card holds no second engine of CUDA's, and the refusal has the numbers.
+    answer = fleet.small("geforce", on=["mixed"], options={"backend": CUDA})
+    assert answer.status_code == 409, answer.text
+    assert "NVIDIA GeForce RTX 4090 has 700 MiB free" in answer.json()["error"]["message"]
+
+
+def test_both_cards_of_a_node_are_used(fleet: Fleet, settled: dict[str, dict[str, Any]]) -> None:
+    """Two models that do not fit on one card together, and a third that fits nowhere there."""
+    with loaded(fleet, "second", on=["two-cards"]) as status:
+        launches = [fleet.nodes["two-cards"].launch(engine(one)) for one in (settled["two-cards"], status)]
+        assert [len(launch["uuids"]) for launch in launches] == [1, 1]
+        assert {uuid for launch in launches for uuid in launch["uuids"]} == {one.uuid for one in RTX_3060S}
+        node = fleet.seen()["two-cards"]
+        assert {tuple(models) for models in gpu_leases(node).values()} == {("on-two-cards",), ("second",)}
+        for gpu in node["gpus"]:
+            # Strangers and our engine, as the driver says.
+            assert gpu["memory_used_bytes"] == (10788 + 900) * 2**20
+        third = fleet.small("third", on=["two-cards"], options={"backend": CUDA})
+        assert third.status_code == 409
+        assert "NVIDIA GeForce RTX 3060 has 600 MiB free" in third.json()["error"]["message"]
+        assert fleet.chat("second").status_code == 200
+
+
+def test_two_loads_at_once_never_get_the_same_memory(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    """One card has room for one of them. Where nothing else may be used, the other is refused."""
+    with raced(fleet, ["left", "right"], on=["two-cards"], options={"backend": CUDA}) as answers:
+        assert sorted(answer.status_code for answer in answers) == [200, 409], [one.text for one in answers]
+        refused = next(answer for answer in answers if answer.status_code == 409)
+        said = refused.json()["error"]["message"]
+        assert re.search(r"needs \d+ MiB .*; NVIDIA GeForce RTX 3060 has 600 MiB free", said), said
+        assert len(fleet.seen()["two-cards"]["leases"]) == 2
+    # With another node to go to, it goes there.
+    either = ["two-cards", "instinct"]
+    with raced(fleet, ["left", "right"], on=either) as answers:
+        assert [answer.status_code for answer in answers] == [200, 200], [one.text for one in answers]
+        places = {node for answer in answers for node in engines(answer.json()).values()}
+        assert places == set(either)
+        for name in ("left", "right"):
+            assert fleet.chat(name).status_code == 200
+
+
+def test_a_model_for_the_cpu_goes_to_the_node_without_gpus(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    with loaded(fleet, "cpu-only", options={"gpus": []}) as status:
+        assert (status["backend"], set(engines(status).values())) == (CPU, {HEAD})
+        assert fleet.chat("cpu-only").status_code == 200
+
+
+def test_replicas_land_where_the_planner_says(fleet: Fleet, settled: dict[str, dict[str, Any]]) -> None:
+    wish: dict[str, Any] = {"replicas": 3, "options": {"spread": True}}
+    report = fleet.plan(**wish)
+    assert report["accepted"], report["message"]
+    planned = sorted((place["node"], place["backend"]) for place in report["assignments"])
+    # The card beside the Radeon takes one more, the second RTX another, and the third goes to the Instinct.
+    assert planned == [("instinct", ROCM), ("mixed", VULKAN), ("two-cards", CUDA)]
+    with loaded(fleet, "trio", **wish):
+        wait_until(lambda: len(state_of(fleet, "trio")["replicas"]) == 3, MOVED_S, "three replicas")
+        status = state_of(fleet, "trio")
+        assert sorted((pool["node"], pool["backend"]) for pool in status["pools"]) == planned
+        assert sorted(engines(status).values()) == [node for node, _ in planned]
+        for pid, node in engines(status).items():
+            assert psutil.Process(pid).environ()["HOME"] == str(fleet.nodes[node].home)
+        with Traffic(fleet, ["trio"] * 3) as traffic:
+            wait_until(lambda: len(traffic.answers["trio"]) >= 12, 60, "a dozen answers")
+        assert traffic.failures("trio") == []
+
+
+def test_a_node_of_plain_ray_is_a_cpu_node_and_says_what_to_do(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    with fleet.plain_node(PLAIN_IP):
+        began = time.monotonic()
+        plain = wait_until(lambda: untagged(fleet), 60, "the plain node's owner to answer")
+        assert (plain["gpus"], plain["gpu_type"]) == ([], "cpu")
+        assert "xgen-ray/gpu-type" not in plain["labels"]
+        assert "join with `xgen-ray node --address" in plain["reason"]
+        print(f"its owner answers after {time.monotonic() - began:.0f} s")
+        with loaded(fleet, "guest", on=[plain["node"]]) as status:
+            assert (status["backend"], set(engines(status).values())) == (CPU, {plain["node"]})
+            assert fleet.chat("guest").status_code == 200
+    gone = time.monotonic()
+    wait_until(lambda: set(fleet.seen()) == set(NODES), MOVED_S, "the plain node to be gone")
+    print(f"its end is seen after {time.monotonic() - gone:.0f} s")
+
+
+def untagged(fleet: Fleet) -> dict[str, Any] | None:
+    return next((one for one in fleet.seen().values() if not one["tagged"] and one["schedulable"]), None)
+
+
+def test_a_node_that_dies_under_load_loses_its_models_to_others(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    """One model may go elsewhere and does. The other is bound to the node and waits, with the reason."""
+    others = [f"on-{name}" for name in NODES if name != "mixed"]
+    with loaded(fleet, "roaming") as status:
+        assert set(engines(status).values()) == {"mixed"}, "the planner's first choice must be the victim"
+        mixed = fleet.nodes["mixed"]
+        with Traffic(fleet, [*others, "on-mixed", "roaming"]) as traffic:
+            wait_until(
+                lambda: all(traffic.served_since(name, 0) for name in traffic.answers), 60, "all to serve"
+            )
+            killed = mixed.kill()
+            wait_until(lambda: traffic.served_since("roaming", killed + 1), MOVED_S, "the model elsewhere")
+            print(f"elsewhere after {time.monotonic() - killed:.0f} s")
+            moved = state_of(fleet, "roaming")
+            assert "mixed" not in engines(moved).values()
+            waiting = state_of(fleet, "on-mixed")
+            assert waiting["phase"] in ("failed", "recovering", "resolving"), waiting
+            assert "there is no node mixed" in waiting["reason"]
+            assert "mixed" not in fleet.seen()
+            for name in others:
+                assert traffic.served_since(name, killed + 1)
+                assert traffic.failures(name) == []
+            print(f"its own: {traffic.failures('roaming')}, {traffic.failures('on-mixed')}")
+            mixed.start()
+            joined = time.monotonic()
+            wait_until(lambda: traffic.served_since("on-mixed", killed + 1), MOVED_S, "the model back")
+            print(f"back {time.monotonic() - joined:.0f} s after the node has joined")
+        back = state_of(fleet, "on-mixed")
+        assert (back["phase"], set(engines(back).values())) == ("ready", {"mixed"})
+        assert mixed.launch(engine(back))["uuids"] == [RTX_4090.uuid]
+        for name in others:
+            assert traffic.failures(name) == []

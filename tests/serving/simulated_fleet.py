@@ -1,0 +1,510 @@
+"""A world for control that misbehaves, decided by its seed: nodes, owners, Serve, replicas, routers.
+
+Control's code and the lease book are the real ones. What is simulated is everything that takes time: a
+look, a download, a start. Every fault is drawn from the seed, and everything that happened is in ``log``.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from tests.serving.builders import GIB, MIB, engines, facts, failure, radeon, replica, request, snapshot
+from xgen_ray.errors import BadModelFile, DownloadFailed, NotReady
+from xgen_ray.hardware.types import GPUInfo, GPUUsage, NodeUsage
+from xgen_ray.placement import (
+    RAM,
+    Claim,
+    Exclusion,
+    NodeView,
+    Observation,
+    gpu_key,
+    observe,
+)
+from xgen_ray.serving import leases
+from xgen_ray.serving.ladder import NO_LEASE
+from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
+from xgen_ray.serving.machine import step
+from xgen_ray.serving.state import (
+    Answer,
+    AppState,
+    CancelLook,
+    ControlState,
+    Effect,
+    Event,
+    Fleet,
+    Forget,
+    LoadAsked,
+    Look,
+    LookDone,
+    LookFailed,
+    NodesObserved,
+    PoolPrepared,
+    PoolRefused,
+    PoolsObserved,
+    PreparePool,
+    Publish,
+    Record,
+    Remember,
+    RememberLessons,
+    ReplicaReported,
+    Restored,
+    StartPool,
+    StopPool,
+    UnloadAsked,
+    UseReported,
+)
+
+TTL_S = 45.0
+GRACE_S = 5.0
+DEATHS = (
+    "crashed",
+    "gpu_page_fault",
+    "out_of_memory",
+    "killed",
+    "canary_failed",
+    "bad_model_file",
+    "stopped",
+)
+
+
+@dataclass
+class Node:
+    """A machine with its owner's book. ``book`` survives the owner, as the journal does."""
+
+    node_id: str
+    ram_bytes: int
+    gpus: tuple[GPUInfo, ...]
+    with_files: bool
+    book: Book = field(default_factory=Book)
+    # Engines that really run here, by the lease they have.
+    engines: dict[str, tuple[Claim, ...]] = field(default_factory=dict)
+    # What engines have turned out to take, by lease.
+    measured: dict[str, tuple[Claim, ...]] = field(default_factory=dict)
+
+    def usage(self) -> NodeUsage:
+        used: dict[str, int] = {}
+        for lease_id in self.engines:
+            lease = self.book.leases.get(lease_id)
+            # What is still loading is in no figure yet.
+            if lease is not None and lease.use is not None:
+                for claim in lease.use.claims:
+                    used[claim.device] = used.get(claim.device, 0) + claim.size_bytes
+        live = tuple(
+            GPUUsage(
+                gpu.device_index,
+                gpu.uuid,
+                gpu.pci_bus_id,
+                used.get(gpu_key(gpu), 0),
+                (gpu.memory_total_bytes or 0) - used.get(gpu_key(gpu), 0),
+            )
+            for gpu in self.gpus
+        )
+        return NodeUsage(live, self.ram_bytes - used.get(RAM, 0), None)
+
+    def ground(self) -> Ground:
+        return Ground(snapshot(self.ram_bytes, self.gpus), self.usage())
+
+    def view(self) -> NodeView:
+        ground = self.ground()
+        return NodeView(
+            node_id=self.node_id,
+            name=f"node-{self.node_id}",
+            snapshot=ground.snapshot,
+            statuses=engines(self.gpus),
+            usage=ground.usage,
+            outstanding=leases.outstanding(self.book, ground.unseen()),
+            taken=leases.taken(self.book),
+            has_files=self.with_files,
+            can_fetch=True,
+            tagged=True,
+        )
+
+
+@dataclass
+class App:
+    """A Serve application: keeps its replicas alive until it is told to stop."""
+
+    model: str
+    node_id: str
+    wanted: int
+    state: AppState = AppState.STARTING
+    replicas: dict[str, str] = field(default_factory=dict)  # lease by replica
+    starts: int = 0
+
+
+@dataclass
+class World:
+    """One run. ``act`` makes one thing happen; ``settle`` ends the faults and lets all come to rest."""
+
+    rng: random.Random
+    nodes: dict[str, Node] = field(default_factory=dict)
+    state: ControlState = field(default_factory=ControlState)
+    registry: dict[str, Record] = field(default_factory=dict)
+    lessons: tuple[tuple[Exclusion, ...], tuple[Observation, ...]] = ((), ())
+    apps: dict[str, App] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)
+    preparing: list[PreparePool] = field(default_factory=list)
+    # Events on their way to control; a restart loses them.
+    inbox: list[Event] = field(default_factory=list)
+    now: float = 1000.0
+    lives: int = 0
+    callers: int = 0
+    open_calls: set[str] = field(default_factory=set)
+    answered: set[str] = field(default_factory=set)
+    started: set[str] = field(default_factory=set)
+    # What the last acknowledged operation made of a name.
+    promised: dict[str, bool] = field(default_factory=dict)
+    # Names that control has unloaded by itself, to make room.
+    evicted: set[str] = field(default_factory=set)
+    asked: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    faults: bool = True
+    names: tuple[str, ...] = ("a", "b", "c")
+
+    @classmethod
+    def of(cls, seed: int, nodes: int, names: int) -> "World":
+        world = cls(random.Random(seed), names=tuple(f"m{number}" for number in range(names)))
+        for _ in range(nodes):
+            world.join()
+        return world
+
+    def note(self, text: str) -> None:
+        self.log.append(f"{self.now:9.1f} {text}")
+
+    def join(self) -> None:
+        node_id = f"n{len(self.nodes)}.{self.rng.randrange(10**6)}"
+        gpus = tuple(
+            radeon(self.rng.choice((8, 16, 24)) * GIB, number)
+            for number in range(self.rng.choice((0, 0, 1, 1, 2)))
+        )
+        ram = self.rng.choice((8, 16, 32)) * GIB
+        self.nodes[node_id] = Node(node_id, ram, gpus, with_files=self.rng.random() < 0.5)
+        self.note(f"node {node_id} joins: {ram // GIB} GiB, {len(gpus)} GPUs")
+
+    # ---- control -------------------------------------------------------------------------------
+
+    def begin_life(self) -> None:
+        self.lives += 1
+        self.note(f"control begins life {self.lives}")
+        self.inbox.clear()
+        self.looks.clear()
+        self.preparing.clear()
+        for caller in self.open_calls:
+            # Its connection broke: it cannot know, so nothing is promised about that name any more.
+            self.promised.pop(self.asked[caller][0], None)
+        self.open_calls.clear()
+        self.state = ControlState()
+        seen = {name: app.state for name, app in self.apps.items()}
+        records = tuple(self.registry.values())
+        self.feed(Restored(records, {}, seen, f"life{self.lives}", self.now, *self.lessons))
+
+    def feed(self, event: Event) -> None:
+        self.note(f"-> {_short(event)}")
+        self.state, effects = step(self.state, event)
+        for effect in effects:
+            if self.faults and self.rng.random() < 0.003:
+                self.note("control dies between two effects")
+                self.begin_life()
+                return
+            self.carry_out(effect)
+
+    def carry_out(self, effect: Effect) -> None:  # noqa: C901  # one line a kind of effect
+        if not isinstance(effect, Publish | Remember | RememberLessons):
+            self.note(f"   {_short(effect)}")
+        match effect:
+            case Remember(record=record):
+                self.registry[record.name] = record
+            case Forget(name=name):
+                self.registry.pop(name, None)
+                model = self.state.models.get(name)
+                if model is not None and not model.leavers:
+                    self.evicted.add(name)
+            case RememberLessons(exclusions=exclusions, observations=observations):
+                self.lessons = (exclusions, observations)
+            case Look():
+                self.looks.append(effect)
+            case CancelLook(name=name, attempt=attempt):
+                self.looks = [other for other in self.looks if (other.name, other.attempt) != (name, attempt)]
+            case PreparePool():
+                self.preparing.append(effect)
+            case StartPool(pool=pool, name=name, node_id=node_id, replicas=wanted):
+                assert pool not in self.started, "a pool name is used once"
+                self.started.add(pool)
+                self.apps[pool] = App(name, node_id, wanted)
+            case StopPool():
+                self.stop(effect)
+            case Answer(caller=caller, name=name, error=error):
+                assert caller not in self.answered, "every caller is answered once"
+                self.answered.add(caller)
+                self.open_calls.discard(caller)
+                _, is_load = self.asked[caller]
+                if error is None:
+                    self.promised[name] = is_load
+                elif is_load:
+                    self.promised.pop(name, None)
+            case Publish():
+                pass
+
+    def stop(self, effect: StopPool) -> None:
+        self.preparing = [one for one in self.preparing if one.pool != effect.pool]
+        if self.faults and self.rng.random() < 0.1:
+            self.note("   (lost)")
+            return
+        if effect.pool in self.apps:
+            self.apps[effect.pool].state = AppState.STOPPING
+        node = self.nodes.get(effect.node_id or "")
+        if node is not None:
+            node.book = leases.release(node.book, effect.pool)
+
+    # ---- what happens --------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """One thing happens."""
+        self.now += self.rng.random() * 3
+        fault = 1 if self.faults else 0
+        action = self.rng.choices(
+            [
+                self.deliver,
+                self.observe,
+                self.look,
+                self.prepare,
+                self.run_any,
+                self.ask,
+                self.crash,
+                self.restart_control,
+                self.restart_owner,
+                self.lose_node,
+                self.gain_node,
+                self.use,
+            ],
+            weights=[30, 10, 15, 15, 25, 10 * fault, 5 * fault, fault, fault, fault, fault, 2],
+        )[0]
+        action()
+        self.tend_books()
+
+    def deliver(self) -> None:
+        if self.inbox:
+            self.feed(self.inbox.pop(self.rng.randrange(len(self.inbox)) if self.faults else 0))
+
+    def observe(self) -> None:
+        # A look is a snapshot: it may be delivered after the world has moved on.
+        self.inbox.append(NodesObserved({key: f"node-{key}" for key in self.nodes}, self.now))
+        alive = {
+            name: frozenset(app.replicas)
+            for name, app in self.apps.items()
+            if not self.faults or self.rng.random() < 0.7
+        }
+        for name, ids in alive.items():
+            for replica_id in ids:
+                self.inbox.append(ReplicaReported(name, replica(replica_id, since=self.now)))
+        states = {name: app.state for name, app in self.apps.items()}
+        self.inbox.append(PoolsObserved(states, {}, alive, self.now))
+        for model in self.state.models.values():
+            for pool in model.live:
+                node = self.nodes.get(pool.node_id)
+                if node is not None and not (self.faults and self.rng.random() < 0.1):
+                    node.book = leases.renew(node.book, (pool.pool,), self.now + TTL_S)
+
+    def look(self) -> None:
+        if not self.looks:
+            return
+        effect = self.looks.pop(self.rng.randrange(len(self.looks)))
+        if self.faults and self.rng.random() < 0.08:
+            error = BadModelFile("the file went away")
+            self.inbox.append(LookFailed(effect.name, effect.attempt, error, self.now))
+            return
+        found = facts(effect.name, self.size_of(effect.name))
+        fleet = Fleet(tuple(node.view() for node in self.nodes.values()))
+        self.inbox.append(LookDone(effect.name, effect.attempt, found, fleet, self.now))
+
+    def size_of(self, name: str) -> int:
+        if name not in self.sizes or (self.faults and self.rng.random() < 0.05):
+            self.sizes[name] = self.rng.choice((100 * MIB, 3 * GIB, 7 * GIB, 7 * GIB, 14 * GIB, 100 * GIB))
+        return self.sizes[name]
+
+    def prepare(self) -> None:
+        if not self.preparing:
+            return
+        effect = self.preparing.pop(self.rng.randrange(len(self.preparing)))
+        node = self.nodes.get(effect.node_id)
+        if node is None:
+            error = NotReady("the node's owner cannot be reached")
+            self.inbox.append(PoolRefused(effect.pool, error, again=True, at=self.now))
+            return
+        answer = leases.reserve(
+            node.book,
+            node.ground(),
+            effect.pool,
+            effect.name,
+            effect.plans,
+            now=self.now,
+            expires_at=self.now + TTL_S,
+        )
+        if isinstance(answer, NoLease):
+            self.note(f"   no lease for {effect.pool}: {answer.message}")
+            self.inbox.append(PoolRefused(effect.pool, NotReady(answer.message), again=True, at=self.now))
+            return
+        node.book = answer
+        if self.faults and self.rng.random() < 0.1:
+            # The fetch takes long, or its end is not heard of: control dies or stops it before it is over.
+            self.preparing.append(effect)
+            return
+        if self.faults and self.rng.random() < 0.05:
+            gone = DownloadFailed("the hub is away")
+            self.inbox.append(PoolRefused(effect.pool, gone, again=False, at=self.now))
+            return
+        self.inbox.append(PoolPrepared(effect.pool, effect.plans, self.now))
+
+    def run_any(self) -> None:
+        if self.apps:
+            self.run_app(self.rng.choice(sorted(self.apps)))
+
+    def run_app(self, name: str) -> None:
+        """Serve takes one step towards what was asked of it."""
+        app = self.apps[name]
+        node = self.nodes.get(app.node_id)
+        if app.state is AppState.STOPPING:
+            for replica_id in list(app.replicas):
+                self.end_replica(app, replica_id)
+            del self.apps[name]
+            return
+        if node is None or len(app.replicas) >= app.wanted:
+            return
+        app.starts += 1
+        replica_id = f"{name}/{app.starts}"
+        answer = leases.claim(node.book, name, Holder(replica_id, app.starts, self.now))
+        if isinstance(answer, NoLease):
+            self.report(ReplicaReported(name, replica(replica_id, "failed"), failure(NO_LEASE, self.now)))
+            return
+        node.book, lease = answer
+        app.replicas[replica_id] = lease.lease_id
+        node.engines[lease.lease_id] = lease.claims
+        if self.faults and self.rng.random() < 0.25:
+            self.kill(name, app, replica_id, self.rng.choice(DEATHS))
+            return
+        app.state = AppState.RUNNING
+        factor = self.rng.choice((0.8, 0.9, 1.0))
+        use = tuple(Claim(one.device, int(one.size_bytes * factor)) for one in lease.claims)
+        ram = next((one.size_bytes for one in use if one.device == RAM), 0)
+        node.measured[lease.lease_id] = use
+        node.book = leases.settle(node.book, lease.lease_id, EngineUse(use, ram))
+        seen = (observe(lease.plan, "ram", ram),)
+        self.report(ReplicaReported(name, replica(replica_id, since=self.now), observations=seen))
+
+    def kill(self, name: str, app: App, replica_id: str, kind: str) -> None:
+        self.note(f"   {replica_id} dies: {kind}")
+        self.end_replica(app, replica_id)
+        if app.state is not AppState.STOPPING:
+            app.state = AppState.UNHEALTHY
+        self.report(ReplicaReported(name, replica(replica_id, "failed"), failure(kind, self.now)))
+
+    def end_replica(self, app: App, replica_id: str) -> None:
+        lease_id = app.replicas.pop(replica_id)
+        node = self.nodes.get(app.node_id)
+        if node is not None:
+            node.engines.pop(lease_id, None)
+            node.book = leases.holder_died(node.book, lease_id, self.now, GRACE_S)
+
+    def report(self, event: ReplicaReported) -> None:
+        lost = self.faults and self.rng.random() < 0.2
+        twice = self.faults and self.rng.random() < 0.1
+        self.inbox += [event] * (0 if lost else 2 if twice else 1)
+
+    def ask(self) -> None:
+        self.callers += 1
+        caller, name = f"c{self.callers}", self.rng.choice(self.names)
+        is_load = self.rng.random() < 0.65
+        self.asked[caller] = (name, is_load)
+        self.open_calls.add(caller)
+        if is_load:
+            evict = "idle" if hash_of(name) % 3 == 0 else "never"
+            wish = request(name, replicas=1 + hash_of(name) % 2, evict=evict)
+            self.feed(LoadAsked(name, wish, caller, self.now))
+        else:
+            self.feed(UnloadAsked(name, caller, self.now))
+
+    def crash(self) -> None:
+        alive = [(name, key) for name, app in sorted(self.apps.items()) for key in sorted(app.replicas)]
+        if alive:
+            name, replica_id = self.rng.choice(alive)
+            self.kill(name, self.apps[name], replica_id, self.rng.choice(DEATHS))
+
+    def restart_control(self) -> None:
+        self.begin_life()
+
+    def restart_owner(self) -> None:
+        """The book comes back as the journal has it: what nobody holds is reserved."""
+        if self.nodes:
+            node = self.nodes[self.rng.choice(sorted(self.nodes))]
+            self.note(f"the owner of {node.node_id} starts anew")
+            for lease_id, lease in node.book.leases.items():
+                if lease.holder is not None and lease_id not in node.engines:
+                    node.book = leases.holder_died(node.book, lease_id, self.now, GRACE_S)
+
+    def lose_node(self) -> None:
+        if len(self.nodes) > 1:
+            node_id = self.rng.choice(sorted(self.nodes))
+            self.note(f"node {node_id} is lost")
+            del self.nodes[node_id]
+            for app in self.apps.values():
+                if app.node_id == node_id:
+                    app.replicas.clear()
+                    app.state = AppState.UNHEALTHY if app.state is not AppState.STOPPING else app.state
+
+    def gain_node(self) -> None:
+        self.join()
+
+    def use(self) -> None:
+        name = self.rng.choice(self.names)
+        self.inbox.append(UseReported({name: self.now}))
+
+    def tend_books(self) -> None:
+        for node in self.nodes.values():
+            node.book = leases.expire(node.book, self.now)
+            self.check_node(node)
+
+    def check_node(self, node: Node) -> None:
+        """No memory is leased twice, and no engine runs without a lease."""
+        limits = {gpu_key(gpu): gpu.memory_total_bytes or 0 for gpu in node.gpus} | {RAM: node.ram_bytes}
+        promised: dict[str, int] = {}
+        for lease in node.book.leases.values():
+            measured = node.measured.get(lease.lease_id, ())
+            real = {claim.device: claim.size_bytes for claim in measured if claim.device != RAM}
+            for claim in lease.claims:
+                size = real.get(claim.device, claim.size_bytes)
+                promised[claim.device] = promised.get(claim.device, 0) + size
+        for device, size in promised.items():
+            assert size <= limits[device], (
+                f"{node.node_id}: {size} of {limits[device]} on {device} are leased"
+            )
+        for lease_id in node.engines:
+            assert lease_id in node.book.leases, (
+                f"{node.node_id}: an engine runs without its lease {lease_id}"
+            )
+
+    def settle(self, steps: int) -> None:
+        """The faults end; everything under way comes to its end, and every pause passes."""
+        self.faults = False
+        for _ in range(steps):
+            self.act()
+        for _ in range(12):
+            self.now += 700.0
+            self.observe()
+            for _ in range(40):
+                while self.inbox:
+                    self.deliver()
+                self.look()
+                self.prepare()
+                for name in sorted(self.apps):
+                    self.run_app(name)
+                self.tend_books()
+
+
+def hash_of(name: str) -> int:
+    """The same in every process."""
+    return sum(map(ord, name))
+
+
+def _short(item: object) -> str:
+    text = repr(item)
+    return text if len(text) < 160 else text[:157] + "..."

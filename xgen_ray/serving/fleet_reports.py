@@ -1,0 +1,190 @@
+"""From what nodes say of themselves to what the management API answers about them. Pure."""
+
+from collections.abc import Callable, Iterable
+
+from xgen_ray.hardware.types import GPUInfo, GPUType, GPUUsage
+from xgen_ray.placement import PlacementPolicy, available_backends, gpu_key, recommend
+from xgen_ray.placement.types import BackendStatus
+from xgen_ray.schema import (
+    BackendReport,
+    BackendsReport,
+    DetectorLine,
+    GPUReport,
+    GPUsReport,
+    LeaseReport,
+    NodeReport,
+    NodesReport,
+)
+from xgen_ray.serving.node_state import NodeState
+from xgen_ray.serving.nodes import NodesSeen, SilentNode
+from xgen_ray.serving.state import ControlState
+
+GIB = 2**30
+UNTAGGED = (
+    "Ray was started here without its tags, so it counts as a CPU node; stop it, then join with "
+    "`xgen-ray node --address HEAD:PORT`"
+)
+
+# The API speaks of run times where the hardware layer tells architectures apart.
+API_GPU_TYPES: dict[GPUType, str] = {
+    GPUType.NVIDIA: "cuda",
+    GPUType.AMD_RDNA: "rocm",
+    GPUType.AMD_CDNA: "rocm",
+    GPUType.APPLE_MPS: "metal",
+    GPUType.CPU: "cpu",
+    GPUType.UNKNOWN: "gpu",
+}
+# A model that could run on either of two nodes runs best on the kind that comes first.
+_KINDS = ("cuda", "rocm", "metal", "gpu", "cpu")
+
+
+def nodes_report(
+    seen: NodesSeen,
+    control: ControlState,
+    policy: PlacementPolicy,
+    against: Callable[[NodeState], str] = lambda _: "",
+) -> NodesReport:
+    """Every node, by name. ``against`` says why a node that answers takes no models, if it takes none."""
+    reports = [_node(state, control, policy, against(state)) for state in seen.states] + [
+        _silent(one) for one in seen.silent
+    ]
+    return NodesReport(nodes=tuple(sorted(reports, key=lambda report: (report.node, report.node_id))))
+
+
+def gpus_report(nodes: NodesReport) -> GPUsReport:
+    """The fleet as one: all GPUs, the best kind that is there, and every backend that can start somewhere."""
+    kinds = [node.gpu_type for node in nodes.nodes]
+    best = min(kinds, key=_KINDS.index, default="cpu")
+    first = next((node for node in nodes.nodes if node.gpu_type == best), None)
+    available = {backend: None for node in nodes.nodes for backend in node.available_backends}
+    return GPUsReport(
+        success=True,
+        gpus=tuple(gpu for node in nodes.nodes for gpu in node.gpus),
+        gpu_type=best,
+        recommended_backend=first.recommended_backend if first else "cpu",
+        available_backends=tuple(available),
+        detection_method=first.detection_method if first else "cpu_fallback",
+        nodes=nodes.nodes,
+    )
+
+
+def backends_report(nodes: NodesReport) -> BackendsReport:
+    return BackendsReport(nodes={node.node: node.backends for node in nodes.nodes})
+
+
+def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refused: str) -> NodeReport:
+    detection, host, usage = state.snapshot.detection, state.snapshot.host, state.usage
+    statuses = available_backends(state.snapshot, state.statuses, vllm_rocm_gfx=policy.vllm_rocm_gfx)
+    primary = detection.primary_gpu
+    here = [
+        model.name
+        for model in control.models.values()
+        if any(pool.node_id == state.node.node_id for pool in model.live)
+    ]
+    return NodeReport(
+        node=state.node.name,
+        node_id=state.node.node_id,
+        tagged=state.node.tagged,
+        schedulable=not refused,
+        reason=refused or ("" if state.node.tagged else UNTAGGED),
+        labels=dict(state.node.labels),
+        leases=tuple(
+            LeaseReport(
+                lease=lease.lease_id,
+                model=lease.model,
+                backend=lease.backend,
+                state="ending" if lease.released else lease.state.value,
+                devices={claim.device: claim.size_bytes for claim in lease.claims},
+                threads=lease.threads,
+            )
+            for lease in state.leases
+        ),
+        models=tuple(sorted(here)),
+        gpus=tuple(_gpu(index, gpu, state) for index, gpu in enumerate(detection.gpus)),
+        gpu_type=API_GPU_TYPES[primary.gpu_type] if primary else "cpu",
+        recommended_backend=recommend(state.snapshot, state.statuses, vllm_rocm_gfx=policy.vllm_rocm_gfx),
+        available_backends=tuple(status.backend for status in statuses if status.available),
+        backends=backend_reports(statuses),
+        detection_method=detection.detection_method,
+        detectors=tuple(
+            DetectorLine(detector=report.detector, found=len(report.gpus), reason=report.reason)
+            for report in detection.reports
+        ),
+        cpu=host.cpu_model,
+        cpu_count=host.cpu_count,
+        memory_total_bytes=host.memory_total_bytes,
+        memory_available_bytes=usage.memory_available_bytes,
+        cpu_percent=usage.cpu_percent,
+        versions={
+            "xgen-ray": state.versions.xgen_ray,
+            "ray": state.versions.ray,
+            "python": state.versions.python,
+        },
+    )
+
+
+def _silent(silent: SilentNode) -> NodeReport:
+    return NodeReport(
+        node=silent.node.name,
+        node_id=silent.node.node_id,
+        tagged=silent.node.tagged,
+        schedulable=False,
+        reason=silent.reason,
+        labels=dict(silent.node.labels),
+        gpus=(),
+        gpu_type="cpu",
+        recommended_backend="cpu",
+        available_backends=(),
+        backends=(),
+        detection_method="no answer",
+        detectors=(),
+        cpu=None,
+        cpu_count=0,
+        memory_total_bytes=0,
+        memory_available_bytes=0,
+    )
+
+
+def backend_reports(statuses: Iterable[BackendStatus]) -> tuple[BackendReport, ...]:
+    """Every backend, with the engine's word and the hardware's taken together."""
+    return tuple(
+        BackendReport(
+            backend=status.backend,
+            available=status.available,
+            reason=status.reason,
+            version=status.version,
+            devices=tuple(f"{device.name}: {device.description}" for device in status.devices),
+        )
+        for status in statuses
+    )
+
+
+def _gpu(index: int, gpu: GPUInfo, state: NodeState) -> GPUReport:
+    memory_gb = round(gpu.memory_total_bytes / GIB, 1) if gpu.memory_total_bytes else None
+    key = gpu_key(gpu)
+    live = next((one for one in state.usage.gpus if gpu_key(one) == key), None) or GPUUsage(
+        gpu.device_index, gpu.uuid, gpu.pci_bus_id
+    )
+    leased = [claim.size_bytes for lease in state.leases for claim in lease.claims if claim.device == key]
+    return GPUReport(
+        id=index,
+        name=gpu.device_name,
+        type=API_GPU_TYPES[gpu.gpu_type],
+        available=True,
+        memory_gb=memory_gb,
+        memory=f"{memory_gb:.0f}GB" if memory_gb else None,
+        node=state.node.name,
+        gpu_type=gpu.gpu_type.value,
+        uuid=gpu.uuid,
+        pci_bus_id=gpu.pci_bus_id,
+        gfx_version=gpu.gfx_version,
+        compute_capability=gpu.compute_capability,
+        integrated=gpu.integrated,
+        unified_memory=gpu.unified_memory,
+        memory_used_bytes=live.memory_used_bytes,
+        memory_free_bytes=live.memory_free_bytes,
+        leased_bytes=sum(leased),
+        utilization_percent=live.utilization_percent,
+        temperature_celsius=live.temperature_celsius,
+        power_watts=live.power_watts,
+    )

@@ -1,0 +1,270 @@
+"""Control's hands: what takes long is done here, and comes back as an event."""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from xgen_ray.errors import BadModelFile, NotReady, XgenRayError
+from xgen_ray.models import ModelFacts
+from xgen_ray.placement.types import Plan
+from xgen_ray.schema import Progress
+from xgen_ray.serving.leases import NoLease
+from xgen_ray.serving.looks import FleetReader
+from xgen_ray.serving.nodes import Nodes
+from xgen_ray.serving.pools import BuildEngine, Pools
+from xgen_ray.serving.replica import PoolSpec
+from xgen_ray.serving.state import (
+    Event,
+    Look,
+    LookDone,
+    LookFailed,
+    LookProgressed,
+    NodesObserved,
+    Pool,
+    PoolPrepared,
+    PoolProgressed,
+    PoolRefused,
+    PoolsObserved,
+    PoolStartFailed,
+    PreparePool,
+    ReplicaReported,
+    StartPool,
+    StopPool,
+)
+
+logger = logging.getLogger(__name__)
+
+# A lease that control does not renew for so long is nobody's.
+LEASE_TTL_S: Final = 45.0
+RENEW_EVERY_S: Final = 10.0
+FETCH_POLL_S: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What every pool is started with. ``app`` and ``deployment`` name control, for replicas to report to;
+    ``drain_s`` bounds the wait for running requests when a pool is stopped.
+    """
+
+    app: str
+    deployment: str
+    cache_dir: Path
+    drain_s: float
+
+
+class Hands:
+    """Carries out looks and what concerns pools; ``post`` takes the events that come of it.
+
+    Everything about one pool happens in the order in which it was asked for.
+    """
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        build_engine: BuildEngine,
+        fleet: FleetReader,
+        nodes: Nodes,
+        pools: Pools,
+        post: Callable[[Event], None],
+    ) -> None:
+        self._settings = settings
+        self._build_engine = build_engine
+        self._fleet = fleet
+        self._nodes = nodes
+        self._pools = pools
+        self._post = post
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._looks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._renewed_at = float("-inf")
+
+    async def look(self, effect: Look) -> None:
+        name, attempt = effect.name, effect.attempt
+        work = asyncio.ensure_future(self._look(effect))
+        self._looks[name, attempt] = work
+        try:
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.result()
+        finally:
+            work.cancel()
+            del self._looks[name, attempt]
+
+    def cancel_look(self, name: str, attempt: int) -> None:
+        if (work := self._looks.get((name, attempt))) is not None:
+            work.cancel()
+
+    async def _look(self, effect: Look) -> None:
+        name, attempt = effect.name, effect.attempt
+
+        def progress(report: Progress) -> None:
+            self._post(LookProgressed(name, attempt, report))
+
+        try:
+            facts, fleet = await self._fleet.look(effect.request.model, progress)
+        except XgenRayError as error:
+            self._post(LookFailed(name, attempt, error, time.time()))
+        except Exception as error:  # one odd model must not take control down
+            logger.exception("reading a model failed: model=%s", name)
+            internal = XgenRayError(f"reading {effect.request.model} failed: {type(error).__name__}: {error}")
+            self._post(LookFailed(name, attempt, internal, time.time()))
+        else:
+            self._post(LookDone(name, attempt, facts, fleet, time.time()))
+
+    async def prepare(self, effect: PreparePool) -> None:
+        async with self._locks[effect.pool]:
+            work = asyncio.ensure_future(self._prepare(effect))
+            self._preparing[effect.pool] = work
+            try:
+                await asyncio.wait([work])
+                if not work.cancelled():
+                    work.result()
+            finally:
+                work.cancel()
+                del self._preparing[effect.pool]
+
+    async def _prepare(self, effect: PreparePool) -> None:
+        pool, node_id = effect.pool, effect.node_id
+        try:
+            answer = await self._nodes.reserve(node_id, pool, effect.name, effect.plans, LEASE_TTL_S)
+            if isinstance(answer, NoLease):
+                self._post(PoolRefused(pool, NotReady(answer.message), again=True, at=time.time()))
+                return
+            facts = await self._fetch(effect)
+            plans = await self._with_files(effect, facts)
+        except NotReady as error:
+            self._post(PoolRefused(pool, error, again=True, at=time.time()))
+        except XgenRayError as error:
+            self._post(PoolRefused(pool, error, again=False, at=time.time()))
+        except Exception as error:  # one odd pool must not take control down
+            logger.exception("preparing a pool failed: pool=%s", pool)
+            internal = XgenRayError(f"preparing {effect.name} failed: {type(error).__name__}: {error}")
+            self._post(PoolRefused(pool, internal, again=False, at=time.time()))
+        else:
+            self._post(PoolPrepared(pool, plans, time.time()))
+
+    async def _fetch(self, effect: PreparePool) -> ModelFacts:
+        """The facts of the model's files on the pool's node, once they are there."""
+        ticket, model = effect.pool, effect.request.model
+        reported: Progress | None = None
+        state = await self._nodes.fetch(effect.node_id, model, ticket)
+        try:
+            while not state.is_over:
+                if state.progress is not None and state.progress != reported:
+                    reported = state.progress
+                    self._post(PoolProgressed(effect.pool, reported))
+                await asyncio.sleep(FETCH_POLL_S)
+                # An owner that started anew knows nothing of it: asking again goes on where it was.
+                answer = await self._nodes.fetch_progress(effect.node_id, ticket)
+                state = answer or await self._nodes.fetch(effect.node_id, model, ticket)
+        finally:
+            await self._drop_fetch(effect.node_id, ticket)
+        if state.error is not None:
+            raise state.error
+        if state.facts is None:
+            raise BadModelFile(f"{model} was fetched, and nothing is known of it")
+        return state.facts
+
+    async def _drop_fetch(self, node_id: str, ticket: str) -> None:
+        try:
+            await self._nodes.drop_fetch(node_id, ticket)
+        except NotReady:
+            logger.info("a fetch was not ended, its owner is away: ticket=%s", ticket)
+
+    async def _with_files(self, effect: PreparePool, facts: ModelFacts) -> tuple[Plan, ...]:
+        """The plans with the files as their node has them; the leases as well."""
+        planned = effect.plans[0].facts
+        if facts == planned:
+            return effect.plans
+        if facts.weight_bytes != planned.weight_bytes:
+            raise BadModelFile(
+                f"{effect.request.model} is another file on the node it was to run on: {facts.weight_bytes} "
+                f"bytes of weights, {planned.weight_bytes} were planned with; put the same file on all nodes",
+                facts.path,
+            )
+        plans = tuple(replace(plan, facts=facts) for plan in effect.plans)
+        await self._nodes.relocate(effect.node_id, effect.pool, facts)
+        return plans
+
+    async def start(self, effect: StartPool) -> None:
+        settings = self._settings
+        spec = PoolSpec(
+            pool=effect.pool,
+            model=effect.name,
+            node_id=effect.node_id,
+            node=effect.node,
+            cache_dir=str(settings.cache_dir),
+            control_app=settings.app,
+            control_deployment=settings.deployment,
+            drain_s=settings.drain_s,
+        )
+        async with self._locks[effect.pool]:
+            try:
+                await self._pools.start(effect.pool, lambda: self._build_engine(spec, effect.replicas))
+            except Exception as error:  # whatever Ray raises: one pool must not take control down
+                logger.exception("starting a pool failed: pool=%s", effect.pool)
+                message = f"Ray Serve did not take the application: {error}"
+                self._post(PoolStartFailed(effect.pool, message, time.time()))
+
+    async def stop(self, effect: StopPool) -> None:
+        # Waits for a start under way: a stop that overtook it would stop nothing.
+        if (preparing := self._preparing.get(effect.pool)) is not None:
+            preparing.cancel()
+        async with self._locks[effect.pool]:
+            try:
+                await self._pools.stop(effect.pool)
+            except (RayServeException, RayError) as error:
+                # The next look at the pools will see it, and the stop is asked for again.
+                logger.warning("stopping a pool failed: pool=%s error=%s", effect.pool, error)
+            if effect.node_id is None:
+                return
+            try:
+                await self._nodes.release(effect.node_id, effect.pool)
+            except NotReady as error:
+                # Its leases end by themselves, since nobody renews them.
+                logger.info("leases not given back: pool=%s reason=%s", effect.pool, error)
+
+    async def observe(self, pools: Sequence[Pool]) -> None:
+        """Looks at Serve and at the nodes, and keeps the leases of ``pools``."""
+        at = time.time()
+        try:
+            self._post(NodesObserved(await self._nodes.alive(), at))
+            seen = await self._pools.look()
+        except (NotReady, RayServeException, RayError) as error:
+            logger.warning("the cluster does not answer: %s", error)
+            return
+        for pool, replicas in seen.replicas.items():
+            for replica in replicas:
+                self._post(ReplicaReported(pool, replica))
+        alive = {
+            pool: frozenset(replica.status.replica_id for replica in replicas)
+            for pool, replicas in seen.replicas.items()
+        }
+        for pool in self._locks.keys() - seen.states.keys():
+            if not self._locks[pool].locked():
+                del self._locks[pool]
+        self._post(PoolsObserved(seen.states, seen.messages, alive, at))
+        if time.monotonic() - self._renewed_at > RENEW_EVERY_S:
+            self._renewed_at = time.monotonic()
+            await self._renew(pools)
+
+    async def _renew(self, pools: Sequence[Pool]) -> None:
+        by_node: dict[str, set[str]] = defaultdict(set)
+        for pool in pools:
+            by_node[pool.node_id].add(pool.pool)
+
+        async def renew(node_id: str, names: set[str]) -> None:
+            try:
+                await self._nodes.renew(node_id, names, LEASE_TTL_S)
+            except NotReady as error:
+                logger.info("leases not renewed: node=%s reason=%s", node_id, error)
+
+        await asyncio.gather(*(renew(node_id, names) for node_id, names in by_node.items()))

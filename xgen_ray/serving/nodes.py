@@ -1,0 +1,288 @@
+"""The cluster's nodes: one owner on each, all of them asked at once."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from xgen_ray import __version__
+from xgen_ray.errors import NotReady, XgenRayError
+from xgen_ray.models.types import ModelFacts
+from xgen_ray.placement.types import Backend, Plan
+from xgen_ray.serving.fetches import FetchState
+from xgen_ray.serving.leases import Lease, NoLease
+from xgen_ray.serving.node_state import NAME_LABEL, LeaseReport, NodeIdentity, NodeState, Settled
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE: Final = "xgen-ray"
+OWNER_PREFIX: Final = "xgen-node-"
+LIST_DEADLINE_S: Final = 5.0
+LOOK_DEADLINE_S: Final = 8.0
+ASK_DEADLINE_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerSettings:
+    """What every owner is started with. Paths are each node's own; None is that node's usual place."""
+
+    model_dirs: tuple[Path, ...] = ()
+    backend_commands: Mapping[Backend, tuple[str, ...]] = field(default_factory=dict)
+    cache_dir: Path | None = None
+    run_dir: Path | None = None
+    hub_endpoint: str | None = None
+
+    def key(self) -> str:
+        """Another one for other settings, and for another version of the program."""
+        told = sorted((backend.value, command) for backend, command in self.backend_commands.items())
+        paths = (self.model_dirs, self.cache_dir, self.run_dir, self.hub_endpoint)
+        return hashlib.sha256(repr((__version__, told, paths)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class SilentNode:
+    """A node that is alive and whose owner does not answer, with the reason."""
+
+    node: NodeIdentity
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodesSeen:
+    """Every alive node of the cluster is in one of both."""
+
+    states: tuple[NodeState, ...]
+    silent: tuple[SilentNode, ...]
+
+
+class Nodes:
+    """Keeps an owner on every alive node. ``actor`` is the class that builds one there, from the node's
+    identity and the settings; its methods are those of ``NodeOwner``.
+
+    Owners are detached: they outlive whoever started them, and are found again by name.
+    """
+
+    def __init__(self, settings: OwnerSettings, actor: Callable[..., object]) -> None:
+        self._settings = settings
+        self._key = settings.key()
+        self._actor = ray.remote(actor)
+        self._owners: dict[str, Any] = {}
+        self._looks: dict[str, asyncio.Future[NodeState]] = {}
+        self._known_dead: frozenset[str] = frozenset()
+
+    async def look(self, deadline_s: float = LOOK_DEADLINE_S) -> NodesSeen:
+        """The state of every alive node, or why there is none. Starts owners that are missing.
+
+        Raises NotReady when Ray itself does not answer.
+        """
+        try:
+            async with asyncio.timeout(LIST_DEADLINE_S):
+                alive, dead = await asyncio.to_thread(_cluster_nodes)
+        except (RayError, OSError, TimeoutError) as error:
+            raise NotReady(f"Ray does not list its nodes: {error!r}") from error
+        await self._forget({node.node_id for node in alive}, dead)
+        answers = await asyncio.gather(*(self._look_at(node, deadline_s) for node in alive))
+        return NodesSeen(
+            tuple(answer for answer in answers if isinstance(answer, NodeState)),
+            tuple(answer for answer in answers if isinstance(answer, SilentNode)),
+        )
+
+    async def alive(self) -> Mapping[str, str]:
+        """The names of all alive nodes by id; asks no owner. Raises NotReady when Ray does not answer."""
+        try:
+            async with asyncio.timeout(LOOK_DEADLINE_S):
+                alive, _ = await asyncio.to_thread(_cluster_nodes)
+        except (RayError, OSError, TimeoutError) as error:
+            raise NotReady(f"Ray does not list its nodes: {error!r}") from error
+        return {node.node_id: node.name for node in alive}
+
+    async def reserve(
+        self, node_id: str, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
+    ) -> tuple[LeaseReport, ...] | NoLease:
+        answer: tuple[LeaseReport, ...] | NoLease = await self._ask(
+            node_id, "reserve", pool, model, tuple(plans), ttl_s
+        )
+        return answer
+
+    async def renew(self, node_id: str, pools: Collection[str], ttl_s: float) -> frozenset[str]:
+        answer: frozenset[str] = await self._ask(node_id, "renew", frozenset(pools), ttl_s)
+        return answer
+
+    async def relocate(self, node_id: str, pool: str, facts: ModelFacts) -> None:
+        await self._ask(node_id, "relocate", pool, facts)
+
+    async def release(self, node_id: str, pool: str) -> None:
+        await self._ask(node_id, "release", pool)
+
+    async def has_source(self, node_id: str, model: str) -> bool:
+        answer: bool = await self._ask(node_id, "has_source", model)
+        return answer
+
+    async def facts(self, node_id: str, model: str) -> ModelFacts:
+        answer: ModelFacts = await self._ask(node_id, "facts", model)
+        return answer
+
+    async def fetch(self, node_id: str, model: str, ticket: str) -> FetchState:
+        answer: FetchState = await self._ask(node_id, "fetch", model, ticket)
+        return answer
+
+    async def fetch_progress(self, node_id: str, ticket: str) -> FetchState | None:
+        answer: FetchState | None = await self._ask(node_id, "fetch_progress", ticket)
+        return answer
+
+    async def drop_fetch(self, node_id: str, ticket: str) -> None:
+        await self._ask(node_id, "drop_fetch", ticket)
+
+    async def _ask(self, node_id: str, method: str, *args: object) -> Any:
+        """Raises what the owner raises, NotReady when it is not there or does not answer in time."""
+        return await _answer(self._owners.get(node_id) or await _find(node_id), method, *args)
+
+    async def _look_at(self, node: NodeIdentity, deadline_s: float) -> NodeState | SilentNode:
+        pending = self._looks.get(node.node_id)
+        # One question at a time: a node that hangs must not collect them.
+        if pending is None:
+            pending = asyncio.ensure_future(self._state_of(node))
+            self._looks[node.node_id] = pending
+        done, _ = await asyncio.wait([pending], timeout=deadline_s)
+        if not done:
+            return SilentNode(node, f"its owner has not answered in {deadline_s:g} s")
+        self._looks.pop(node.node_id, None)
+        if pending.cancelled():
+            return SilentNode(node, "it has just left the cluster")
+        if (error := pending.exception()) is not None:
+            self._owners.pop(node.node_id, None)
+            logger.warning("node owner failed: node=%s error=%r", node.name, error)
+            return SilentNode(node, f"its owner failed: {_words(error)}")
+        state = pending.result()
+        if state.settings == self._key:
+            return state
+        # Detached owners outlive the control that started them, with the settings and the code of then.
+        if (old := self._owners.pop(node.node_id, None)) is not None:
+            await asyncio.to_thread(ray.kill, old, no_restart=True)
+        return SilentNode(node, "its owner is started anew with other settings")
+
+    async def _state_of(self, node: NodeIdentity) -> NodeState:
+        if node.node_id not in self._owners:
+            self._owners[node.node_id] = await asyncio.to_thread(self._start, node)
+        state: NodeState = await asyncio.wrap_future(self._owners[node.node_id].look.remote().future())
+        return state
+
+    def _start(self, node: NodeIdentity) -> Any:
+        """The node's owner, found or started. It runs there or nowhere."""
+        return self._actor.options(
+            name=owner_name(node.node_id),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=1000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+        ).remote(node, self._settings, self._key)
+
+    async def _forget(self, alive: set[str], dead: frozenset[str]) -> None:
+        """Owners of dead nodes are tied to them and could never start again."""
+        for node_id in (self._owners.keys() | self._looks.keys()) - alive:
+            self._owners.pop(node_id, None)
+            if (pending := self._looks.pop(node_id, None)) is not None:
+                pending.cancel()
+        if dead != self._known_dead:
+            await asyncio.to_thread(_end_owners, dead)
+            self._known_dead = dead
+
+
+class OwnerLink:
+    """A replica's line to the owner of the node that it runs on."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+
+    async def claim(self, pool: str, replica_id: str, pid: int) -> Lease | NoLease:
+        answer: Lease | NoLease = await self._ask("claim", pool, replica_id, pid)
+        return answer
+
+    async def settle(self, lease_id: str, engine_pid: int) -> Settled:
+        answer: Settled = await self._ask("settle", lease_id, engine_pid)
+        return answer
+
+    async def dropped(self, lease_id: str, replica_id: str) -> None:
+        await self._ask("dropped", lease_id, replica_id)
+
+    async def _ask(self, method: str, *args: object) -> Any:
+        return await _answer(await _find(self._node_id), method, *args)
+
+
+def owner_name(node_id: str) -> str:
+    return f"{OWNER_PREFIX}{node_id}"
+
+
+async def _find(node_id: str) -> Any:
+    try:
+        return await asyncio.to_thread(ray.get_actor, owner_name(node_id), namespace=NAMESPACE)
+    except ValueError as error:
+        raise NotReady(
+            f"node {node_id} has no owner: it has left the cluster, or has just joined it"
+        ) from error
+
+
+async def _answer(owner: Any, method: str, *args: object) -> Any:
+    """What the owner answers. Its own errors are raised as they were there; Ray's become NotReady."""
+    try:
+        async with asyncio.timeout(ASK_DEADLINE_S):
+            return await asyncio.wrap_future(getattr(owner, method).remote(*args).future())
+    except RayTaskError as error:
+        if isinstance(error.cause, XgenRayError):
+            raise error.cause from None
+        raise NotReady(f"the node's owner failed at {method}: {_words(error)}") from error
+    except TimeoutError as error:
+        raise NotReady(f"the node's owner has not answered {method} in {ASK_DEADLINE_S:g} s") from error
+    except RayError as error:
+        raise NotReady(f"the node's owner cannot be reached: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, RayTaskError):
+        return f"{error.cause}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, RayActorError):
+        # What its constructor raised stands behind the traceback.
+        return lines[-1].strip() if "creation task" in lines[0] else "its process has ended"
+    return lines[0]
+
+
+def _cluster_nodes() -> tuple[tuple[NodeIdentity, ...], frozenset[str]]:
+    """The alive nodes, and the ids of the dead ones."""
+    list_nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
+    nodes = list_nodes()
+    alive = tuple(_identity(node) for node in nodes if node["Alive"])
+    return alive, frozenset(node["NodeID"] for node in nodes if not node["Alive"])
+
+
+def _identity(node: Mapping[str, Any]) -> NodeIdentity:
+    labels = {str(key): str(value) for key, value in (node.get("Labels") or {}).items()}
+    return NodeIdentity(
+        node_id=node["NodeID"],
+        name=labels.get(NAME_LABEL) or node["NodeManagerHostname"],
+        host=node["NodeManagerAddress"],
+        labels=labels,
+    )
+
+
+def _end_owners(nodes: Collection[str]) -> None:
+    names = {owner_name(node_id) for node_id in nodes}
+    for row in list_named_actors(all_namespaces=True):
+        if row["namespace"] == NAMESPACE and row["name"] in names:
+            try:
+                ray.kill(ray.get_actor(row["name"], namespace=NAMESPACE), no_restart=True)
+            except ValueError:
+                continue
+            logger.info("owner of a dead node ended: owner=%s", row["name"])

@@ -1,0 +1,267 @@
+"""From a model's facts and the fleet to pools: the plan, the leases on its nodes, the start."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+from xgen_ray.errors import EngineFailed, PlacementRefused, WrongState, XgenRayError
+from xgen_ray.placement import (
+    Assignment,
+    Exclusion,
+    FleetPlan,
+    FleetRefusal,
+    IdleModel,
+    claims_of,
+    node_kind,
+    plan_fleet,
+    threads_of,
+)
+from xgen_ray.placement.types import Backend, EngineOptions
+from xgen_ray.schema import LoadRequest, Origin, Phase
+from xgen_ray.serving.state import (
+    ControlState,
+    LookDone,
+    LookFailed,
+    LookProgressed,
+    Model,
+    Pool,
+    PoolPhase,
+    PoolPrepared,
+    PoolProgressed,
+    PoolRefused,
+    PoolStartFailed,
+    PreparePool,
+    StartPool,
+    StopPool,
+)
+from xgen_ray.serving.turn import Turn, fail, retry_pause
+from xgen_ray.serving.wishes import leave, missing_replicas
+
+# A model that nobody asked for this long may be unloaded to make room, if a load says so.
+IDLE_S = 60.0
+# Two loads may want the same memory at once: the one that comes second plans again.
+MAX_REFUSED = 5
+
+
+def hear_progress(turn: Turn, event: LookProgressed) -> None:
+    if model := turn.current(event.name, event.attempt):
+        turn.put(replace(model, progress=event.progress, reason=event.progress.message))
+
+
+def hear_look_failed(turn: Turn, event: LookFailed) -> None:
+    if model := turn.current(event.name, event.attempt):
+        fall_short(turn, replace(model, looking=False), event.error, event.at)
+
+
+def place(turn: Turn, event: LookDone) -> None:
+    model = turn.current(event.name, event.attempt)
+    if model is None:
+        return
+    model = turn.put(replace(model, looking=False, facts=event.facts))
+    missing = missing_replicas(model)
+    if missing <= 0:
+        return
+    decision = _decide(turn, model, event, turn.exclusions)
+    if isinstance(decision, FleetRefusal):
+        _refused(turn, model, event, decision)
+    elif decision.evict:
+        _make_room(turn, model, decision, event.at)
+    else:
+        _start_preparing(turn, model, decision, event)
+
+
+def _decide(
+    turn: Turn, model: Model, event: LookDone, exclusions: tuple[Exclusion, ...], *, thorough: bool = False
+) -> FleetPlan | FleetRefusal:
+    request = model.request
+    nodes = tuple(
+        replace(view, idle_models=idle_models(turn, view.node_id, event.at, besides=model.name))
+        for view in event.fleet.nodes
+    )
+    return plan_fleet(
+        event.facts,
+        options_of(model),
+        nodes,
+        replicas=missing_replicas(model),
+        exclusions=exclusions,
+        observations=turn.observations,
+        policy=event.fleet.policy,
+        on=request.nodes,
+        partial=bool(model.live) or model.proven,
+        evict_idle=request.evict == "idle",
+        thorough=thorough,
+    )
+
+
+def options_of(model: Model) -> EngineOptions:
+    """What was asked for, with what was learned by running out of memory."""
+    options = model.request.options
+    if model.context_limit is None:
+        return options
+    return options.model_copy(update={"context": model.context_limit})
+
+
+def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> FleetPlan | FleetRefusal:
+    """What a load would do, with nothing done."""
+    model = Model("", request, Origin.API, Phase.RESOLVING, "", attempt=0, since=event.at, created=event.at)
+    turn = Turn(state)
+    return _decide(turn, model, event, turn.exclusions, thorough=True)
+
+
+def idle_models(turn: Turn, node_id: str, at: float, *, besides: str) -> tuple[IdleModel, ...]:
+    """Loaded models with an engine on the node that nobody has asked for in a while. Declared ones stay."""
+    found = []
+    for model in turn.models.values():
+        if model.name == besides or model.phase is not Phase.READY or model.origin is Origin.DECLARED:
+            continue
+        busy = any(
+            (replica.status.running or 0) + (replica.status.waiting or 0) > 0
+            for pool in model.live
+            for replica in pool.replicas.values()
+        )
+        idle_s = at - max(turn.used.get(model.name, 0.0), model.since)
+        plans = [plan for pool in model.live if pool.node_id == node_id for plan in pool.plans]
+        if busy or idle_s < IDLE_S or not plans:
+            continue
+        claims = tuple(claim for plan in plans for claim in claims_of(plan))
+        found.append(IdleModel(model.name, idle_s, claims, sum(threads_of(plan) for plan in plans)))
+    return tuple(found)
+
+
+def _refused(turn: Turn, model: Model, event: LookDone, refusal: FleetRefusal) -> None:
+    model = turn.put(replace(model, refusal=refusal, verdicts=refusal.nodes))
+    candidates = tuple(
+        {"node": verdict.name, "backend": candidate.backend.value, "reasons": list(candidate.reasons)}
+        for verdict in refusal.nodes
+        for candidate in verdict.candidates
+    )
+    error: XgenRayError = PlacementRefused(refusal.message, candidates)
+    if model.last_rung is not None and not model.live:
+        # If only what just failed is left, to leave it out for good would leave the model with nothing.
+        exclusion, cause = model.last_rung
+        others = tuple(kept for kept in turn.exclusions if kept != exclusion)
+        if isinstance(_decide(turn, model, event, others), FleetPlan):
+            turn.exclusions = others
+            error = cause
+        else:
+            error = _with_ladder(cause, error)
+        model = turn.put(replace(model, last_rung=None))
+    fall_short(turn, model, error, event.at)
+
+
+def _with_ladder(cause: XgenRayError, refusal: XgenRayError) -> XgenRayError:
+    failure = cause.failure if isinstance(cause, EngineFailed) else None
+    tail = cause.log_tail if isinstance(cause, EngineFailed) else ()
+    return EngineFailed(f"{cause.message} No other backend is left: {refusal.message}", failure, tail)
+
+
+def fall_short(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
+    """Replicas have no place. What runs goes on, and the look is repeated; else the load fails."""
+    if not model.live:
+        fail(turn, model, error, at)
+        return
+    turn.put(
+        replace(
+            model,
+            shortfall=str(error),
+            setbacks=model.setbacks + 1,
+            retry_at=at + retry_pause(model),
+        )
+    )
+
+
+def _make_room(turn: Turn, model: Model, decision: FleetPlan, at: float) -> None:
+    names = ", ".join(decision.evict)
+    turn.put(replace(model, evicting=frozenset(decision.evict), reason=f"waiting for {names} to make room"))
+    for name in decision.evict:
+        reason = f"unloading: idle, and {model.name} needs the room"
+        leave(turn, turn.models[name], at, reason, WrongState(f"{name} makes room for {model.name}"))
+
+
+def _start_preparing(turn: Turn, model: Model, decision: FleetPlan, event: LookDone) -> None:
+    at = event.at
+    snapshots = {view.node_id: view.snapshot for view in event.fleet.nodes}
+    by_pool: dict[tuple[str, Backend], list[Assignment]] = defaultdict(list)
+    for assignment in decision.assignments:
+        by_pool[assignment.node_id, assignment.plan.backend].append(assignment)
+    pools = [
+        Pool(
+            pool=turn.new_pool_name(model.name),
+            node_id=node_id,
+            node=assignments[0].node,
+            node_kind=node_kind(snapshots[node_id], backend),
+            plans=tuple(assignment.plan for assignment in assignments),
+            phase=PoolPhase.PREPARING,
+            since=at,
+            why=assignments[0].why,
+        )
+        for (node_id, backend), assignments in by_pool.items()
+    ]
+    words = "; ".join(f"{pool.backend.value} on {pool.node}: {pool.why}" for pool in pools)
+    short = decision.missing > 0
+    model = replace(
+        model,
+        pools={**model.pools, **{pool.pool: pool for pool in pools}},
+        verdicts=decision.nodes,
+        refusal=None,
+        last_rung=None,
+        shortfall=decision.message if short else None,
+        retry_at=at + retry_pause(model) if short else None,
+    )
+    if model.phase is Phase.RESOLVING:
+        model = replace(model, reason=f"preparing {words}", progress=None)
+    turn.put(model)
+    turn.remember(model)
+    turn.effects += [
+        PreparePool(pool.pool, model.name, pool.node_id, model.request, pool.plans) for pool in pools
+    ]
+
+
+def hear_pool_progress(turn: Turn, event: PoolProgressed) -> None:
+    found = turn.owner(event.pool)
+    if found is not None and found[1].phase is PoolPhase.PREPARING:
+        model = turn.put_pool(found[0], replace(found[1], progress=event.progress))
+        if model.phase is not Phase.READY:
+            turn.put(replace(model, progress=event.progress, reason=event.progress.message))
+
+
+def hear_prepared(turn: Turn, event: PoolPrepared) -> None:
+    found = turn.owner(event.pool)
+    if found is None:
+        # Stopped in the meantime: the stop gives the leases back.
+        return
+    model, pool = found
+    if pool.phase is not PoolPhase.PREPARING:
+        return
+    pool = replace(pool, plans=event.plans, phase=PoolPhase.STARTING, since=event.at, progress=None)
+    model = turn.put_pool(model, pool)
+    if model.phase is Phase.RESOLVING:
+        phase = Phase.RECOVERING if model.proven else Phase.LOADING
+        model = replace(model, phase=phase, since=event.at, progress=None)
+    if model.phase in (Phase.LOADING, Phase.RECOVERING):
+        reason = f"starting {pool.backend.value} on {pool.node}: {pool.why}"
+        model = turn.put(replace(model, reason=reason))
+    turn.remember(model)
+    turn.effects.append(StartPool(pool.pool, model.name, pool.node_id, pool.node, len(pool.plans)))
+
+
+def hear_refused(turn: Turn, event: PoolRefused) -> None:
+    found = turn.owner(event.pool)
+    if found is None or found[1].phase is not PoolPhase.PREPARING:
+        return
+    model, pool = found
+    turn.effects.append(StopPool(pool.pool, pool.node_id))
+    model = turn.drop_pool(model, pool.pool)
+    if event.again and model.setbacks < MAX_REFUSED:
+        model = turn.put(replace(model, setbacks=model.setbacks + 1))
+        turn.seek(model, event.at, f"planning again: {event.error}")
+    else:
+        fall_short(turn, model, event.error, event.at)
+
+
+def hear_start_failed(turn: Turn, event: PoolStartFailed) -> None:
+    found = turn.owner(event.pool)
+    if found is None or found[1].phase is PoolPhase.STOPPING:
+        return
+    model, pool = found
+    turn.effects.append(StopPool(pool.pool, pool.node_id))
+    fall_short(turn, turn.drop_pool(model, pool.pool), EngineFailed(event.message), event.at)
