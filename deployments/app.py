@@ -16,6 +16,8 @@ from xgen_ray.settings import CONTROL_DEPLOYMENT, ControlSettings, RouterSetting
 
 # Serve waits this long for requests that run when it stops a router.
 ROUTER_DRAIN_S = 30.0
+# Ray gives the head this resource. The registry is there, and so is the proxy that routers stand behind.
+ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 
 # No ``from __future__ import annotations`` here: Serve reads the builders' annotations at run time.
@@ -34,7 +36,7 @@ def build_control(settings: ControlSettings, keys: ApiKeys) -> Application:
         name=CONTROL_DEPLOYMENT,
         num_replicas=1,
         max_ongoing_requests=10_000,  # routers hold one call each, callers of a load another
-        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+        ray_actor_options=ON_HEAD,
         health_check_period_s=2,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=2,
@@ -46,7 +48,7 @@ def build_router(settings: RouterSettings, keys: ApiKeys) -> Application:
     deployment = serve.deployment(
         num_replicas=settings.replicas,
         max_ongoing_requests=10_000,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=ON_HEAD,
         health_check_period_s=2,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=ROUTER_DRAIN_S,

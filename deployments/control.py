@@ -1,7 +1,6 @@
 """The control deployment: the management API, and the one place where models are decided on."""
 
 import dataclasses
-import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ import ray
 from ray import serve
 
 from deployments.engine import engine_application
+from deployments.logs import log_transitions
 from deployments.node_owner import NodeOwnerActor
 from xgen_ray import __version__
 from xgen_ray.api import ApiKeys, LocalGuard, create_management_app
@@ -34,7 +34,7 @@ class Control:
     """One replica, on the head node, where the registry is."""
 
     def __init__(self, settings: ControlSettings, keys: ApiKeys) -> None:
-        logging.getLogger("xgen_ray").setLevel(logging.INFO)
+        log_transitions()
         self._settings = settings
         self._keys = keys
         sources = SourceFinder(

@@ -5,6 +5,7 @@ import os
 from ray import serve
 from ray.serve import Application
 
+from deployments.logs import log_transitions
 from xgen_ray.serving.pools import ENGINE_DEPLOYMENT
 from xgen_ray.serving.replica import EngineReplica, PoolSpec
 from xgen_ray.settings import engine_environment
@@ -19,6 +20,7 @@ class Engine(EngineReplica):
     """The environment of the node that it runs on is what its engine gets."""
 
     def __init__(self, spec: PoolSpec) -> None:
+        log_transitions()
         super().__init__(spec, engine_environment(os.environ))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 OBJECT_STORE_BYTES = 80 * 2**20
 # Ray takes one path for HAProxy's binary; see ``deployments.haproxy`` for what is put in its place.
 _HAPROXY_SCRIPT = """#!/bin/sh
-exec {python} -I -S {program} {binary} "$@"
+exec {python} -I -S {program} {ports} {binary} "$@"
 """
 
 
@@ -82,7 +82,8 @@ def network_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Mapp
 def _haproxy_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Mapping[str, str]:
     script = run_dir / "haproxy"
     program = Path(__file__).with_name("haproxy.py")
-    words = {"python": sys.executable, "program": str(program), "binary": str(haproxy)}
+    closed = f"{ports.haproxy_stats},{ports.haproxy_metrics}"
+    words = {"python": sys.executable, "program": str(program), "ports": closed, "binary": str(haproxy)}
     script.write_text(_HAPROXY_SCRIPT.format_map({key: shlex.quote(word) for key, word in words.items()}))
     script.chmod(0o700)
     return {

@@ -1,9 +1,10 @@
 """The program that Ray starts as HAProxy: closes its side doors, ties it to its owner, becomes HAProxy.
 
-    python -I -S haproxy.py BINARY ARGUMENTS...
+    python -I -S haproxy.py PORT,PORT BINARY ARGUMENTS...
 
 Ray's template binds the statistics and metrics ports to all interfaces, and no setting changes that; and
-when Ray is killed, HAProxy would go on listening. Standard library only; it imports nothing of ours.
+when Ray is killed, HAProxy would go on listening. The PORTs are those two; the public one is bound as the
+operator said, to all interfaces if so. Standard library only; it imports nothing of ours.
 """
 
 import ctypes
@@ -18,9 +19,13 @@ _PR_SET_PDEATHSIG = 1
 _OPEN_BIND = re.compile(r"^(\s*bind) \*?:(\d+)", re.MULTILINE)
 
 
-def close_ports(config: str) -> str:
-    """The configuration with every port that was bound to all interfaces bound to loopback."""
-    return _OPEN_BIND.sub(r"\1 127.0.0.1:\2", config)
+def close_ports(config: str, ports: frozenset[str]) -> str:
+    """The configuration with those of ``ports`` that were bound to all interfaces bound to loopback."""
+
+    def closed(found: re.Match[str]) -> str:
+        return f"{found[1]} 127.0.0.1:{found[2]}" if found[2] in ports else found[0]
+
+    return _OPEN_BIND.sub(closed, config)
 
 
 def main(argv: list[str]) -> None:
@@ -30,10 +35,11 @@ def main(argv: list[str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != owner:
         sys.exit("the owner is gone")
+    ports, *argv = argv
     for flag, value in itertools.pairwise(argv):
         if flag == "-f":
             path = Path(value)
-            path.write_text(close_ports(path.read_text()))
+            path.write_text(close_ports(path.read_text(), frozenset(ports.split(","))))
     os.execv(argv[0], argv)  # noqa: S606  # an argument list, no shell
 
 

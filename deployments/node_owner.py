@@ -1,6 +1,5 @@
 """The node owner as a Ray actor: builds one from what its node is, and passes every call on to it."""
 
-import logging
 import os
 import platform
 from collections.abc import Collection, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import ray
 
+from deployments.logs import log_transitions
 from xgen_ray import __version__
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.types import Plan
@@ -26,7 +26,7 @@ class NodeOwnerActor:
     """Runs on the node that it owns: this node's environment and folders count, not those of control."""
 
     def __init__(self, node: NodeIdentity, settings: OwnerSettings, key: str) -> None:
-        logging.getLogger("xgen_ray").setLevel(logging.INFO)
+        log_transitions()
         cache_dir = settings.cache_dir or xdg_dir("XDG_CACHE_HOME", ".cache")
         self._owner = NodeOwner(
             node,

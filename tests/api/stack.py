@@ -13,8 +13,6 @@ from xgen_ray.api.relay import RetryLimits
 
 LIMITS = GatewayLimits(
     body_bytes=2 * 1024 * 1024,
-    body_timeout_s=1.0,
-    connect_timeout_s=1.0,
     retry=RetryLimits(ready_wait_s=5.0),
 )
 

@@ -213,7 +213,8 @@ class StandInEngine:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["StandInEngine"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
+        # Of a hundred that connect at once, a shorter queue leaves some to try again a second later.
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -24,7 +24,10 @@ class Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         """One request a connection."""
-        method, self.path, _ = self.rfile.readline().decode().split()
+        request = self.rfile.readline().decode().split()
+        if not request:
+            return  # somebody who only looked whether the port is taken
+        method, self.path, _ = request
         self.headers = {}
         while line := self.rfile.readline().decode().strip():
             name, _, value = line.partition(": ")

@@ -21,12 +21,15 @@ PROGRAM = Path(__file__).parents[2] / "deployments" / "haproxy.py"
         ("    bind :9101", "    bind 127.0.0.1:9101"),
         ("  bind *:8404", "  bind 127.0.0.1:8404"),
         ("    bind 0.0.0.0:8000", "    bind 0.0.0.0:8000"),
+        ("    bind *:8000", "    bind *:8000"),
         ("    bind 127.0.0.1:8000", "    bind 127.0.0.1:8000"),
         ("    server a 127.0.0.1:30000 check", "    server a 127.0.0.1:30000 check"),
     ],
 )
-def test_only_ports_bound_to_everything_are_closed(line: str, closed: str) -> None:
-    assert close_ports(f"frontend x\n{line}\n    mode http\n") == f"frontend x\n{closed}\n    mode http\n"
+def test_only_side_doors_bound_to_everything_are_closed(line: str, closed: str) -> None:
+    """The public port is open to all if the operator says so: Ray writes a star for 0.0.0.0."""
+    config = f"frontend x\n{line}\n    mode http\n"
+    assert close_ports(config, frozenset({"9101", "8404"})) == f"frontend x\n{closed}\n    mode http\n"
 
 
 def test_rays_own_template_has_no_open_port_left() -> None:
@@ -35,24 +38,24 @@ def test_rays_own_template_has_no_open_port_left() -> None:
 
     template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE.replace("{{ config.", "").replace(" }}", "")
     filled = template.replace("metrics_port", "9101").replace("stats_port", "8404")
-    assert close_ports(filled).count("bind 127.0.0.1:") == 2
+    assert close_ports(filled, frozenset({"9101", "8404"})).count("bind 127.0.0.1:") == 2
 
 
 def test_the_script_becomes_the_program_with_its_arguments(tmp_path: Path) -> None:
     config = tmp_path / "a config.cfg"
-    config.write_text("frontend x\n  bind *:1234\n")
+    config.write_text("frontend x\n  bind *:2\n")
     environment = loopback_environment(tmp_path, LocalPorts(1, 2, 3), Path("/bin/echo"))
     script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
     done = subprocess.run(
         [script, "-db", "-f", str(config), "-sf", "7"], capture_output=True, text=True, timeout=30
     )
     assert done.stdout == f"-db -f {config} -sf 7\n"
-    assert "127.0.0.1:1234" in config.read_text()
+    assert "127.0.0.1:2" in config.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a child is tied to its parent's life by prctl")
 def test_it_does_not_outlive_its_owner(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-S", str(PROGRAM), "/bin/sleep", "300"]
+    command = [sys.executable, "-I", "-S", str(PROGRAM), "1,2", "/bin/sleep", "300"]
     owner_program = f"import subprocess, time; subprocess.Popen({command!r}); time.sleep(300)"
     owner = psutil.Popen([sys.executable, "-I", "-S", "-c", owner_program])
     deaths = Deaths()

@@ -6,7 +6,6 @@ What is real and what stands in is told in this folder's README.
 import contextlib
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -90,15 +89,10 @@ class FleetNode(Node):
 
     def kill(self) -> float:
         """The machine's power fails, as far as processes can tell: SIGKILL, its raylet first. The moment."""
-        processes = sorted(self.processes(), key=lambda one: "raylet" not in one.name())
-        assert len(processes) > 3, processes
+        (raylet,) = (process for process in self.processes() if _name(process) == "raylet")
         moment = time.monotonic()
-        while processes:
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(processes, timeout=5)
-            processes = self.processes()
+        raylet.kill()
+        kill_all(self)
         self.stop()
         return moment
 
@@ -223,11 +217,7 @@ class Fleet(Client):
             assert done.returncode == 0, done.stderr + done.stdout
             yield node
         finally:
-            while left := node.processes():
-                for process in left:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.send_signal(signal.SIGKILL)
-                psutil.wait_procs(left, timeout=5)
+            kill_all(node)
 
     def _node(self, machine: Machine, arguments: Sequence[str], token: str | None) -> FleetNode:
         own = ("--name", machine.name, "--num-cpus", "1", "--temp-dir", str(self.folder / machine.name[:2]))
@@ -324,9 +314,16 @@ class Traffic:
             self._stop.wait(_PAUSE_S)
 
 
-def own_processes(node: Node) -> set[int]:
-    return {process.pid for process in node.processes()}
+def kill_all(node: Node) -> None:
+    """SIGKILL to whatever the node has, until it has nothing."""
+    while left := node.processes():
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
 
 
-def environment_of(pid: int) -> dict[str, str]:
-    return dict(psutil.Process(pid).environ())
+def _name(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""

@@ -102,7 +102,8 @@ class LadderMachine:
         def look() -> dict[str, Any] | None:
             status = self.stack.status(name)
             ready = [one for one in (status or {}).get("replicas", ()) if one["state"] == "ready"]
-            return status if ready and ready[0]["pid"] != pid_before else None
+            # Between an engine's end and its report, its replica has no process.
+            return status if ready and ready[0]["pid"] not in (None, pid_before) else None
 
         found: dict[str, Any] = wait_until(look, seconds, f"{name} ready on another engine")
         return found

@@ -39,13 +39,16 @@ print(json.dumps([answer.status_code, lines]))
 # answered and, for each port, the codes of those that did not.
 _STRANGER = """
 import importlib, json, pkgutil, sys, grpc, httpx
-import ray.core.generated as generated
+from ray.core import generated
+from ray.serve import generated as of_serve
 # The object manager's own are not among Python's.
 methods = {"/ray.rpc.ObjectManagerService/Pull", "/ray.rpc.ObjectManagerService/Push"}
-for module in pkgutil.iter_modules(generated.__path__):
-    if module.name.endswith("_pb2"):
-        services = importlib.import_module(f"ray.core.generated.{module.name}").DESCRIPTOR.services_by_name
-        methods |= {f"/{one.full_name}/{method.name}" for one in services.values() for method in one.methods}
+for package in (generated, of_serve):
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.endswith("_pb2"):
+            described = importlib.import_module(f"{package.__name__}.{module.name}").DESCRIPTOR
+            services = described.services_by_name.values()
+            methods |= {f"/{one.full_name}/{method.name}" for one in services for method in one.methods}
 assert len(methods) > 100, methods
 answered, refused = [], {}
 for port in sys.argv[2:]:
@@ -60,10 +63,12 @@ for port in sys.argv[2:]:
                 refused[port].add(error.code().name)
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     break  # it speaks something else
-    try:
-        refused[port].add(f"HTTP {httpx.get(f'http://{target}/', timeout=5, trust_env=False).status_code}")
-    except httpx.HTTPError:
-        pass
+    for path in ("/", "/v1/models", "/api/management/status"):
+        try:
+            code = httpx.get(f"http://{target}{path}", timeout=5, trust_env=False).status_code
+        except httpx.HTTPError:
+            break
+        refused[port].add(f"HTTP {code}")
 print(json.dumps([answered, {port: sorted(codes) for port, codes in refused.items()}]))
 """
 
@@ -217,6 +222,7 @@ def test_a_stranger_gets_nothing_without_the_token(
     assert answered == []
     for port, codes in refused.items():
         assert {"UNAUTHENTICATED", "HTTP 401"} & set(codes), (port, codes)
+        assert "HTTP 200" not in codes, (port, codes)
     assert set(refused) == {str(port) for port in reachable}
 
 

@@ -74,7 +74,7 @@ def _cut(content: bytes | Announced, start: int, end: int) -> bytes:
     return content[start:end] if isinstance(content, bytes) else b""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _digest(data: bytes, *, large: bool) -> str:
     """Kept, since a file is asked for piece by piece."""
     if large:

@@ -27,10 +27,11 @@ def python(code: str, **changes: Any) -> ChildProcess:
     return ChildProcess(LaunchSpec(argv, **changes), base_env=dict(os.environ))
 
 
-# Tells when TERM is ignored from now on, and each time it comes.
+# Tells when TERM is ignored from now on, and each time it comes: not by print, which may be at work on "up"
+# still and cannot be entered twice.
 DEAF = """
-import signal, time
-signal.signal(signal.SIGTERM, lambda *_: print("TERM is ignored", flush=True))
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"TERM is ignored\\n"))
 print("up", flush=True)
 while True:
     time.sleep(60)

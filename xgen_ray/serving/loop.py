@@ -105,7 +105,8 @@ class ControlLoop:
     def check_health(self) -> None:
         """Raises when a task of control's own has died: Serve then starts control anew."""
         if self._broken is not None:
-            raise RuntimeError("control's loop has died") from self._broken
+            # Serve keeps this sentence and drops its cause; what a process had logged may go with it.
+            raise RuntimeError(f"control's loop has died: {self._broken!r}") from self._broken
 
     def post(self, event: Event) -> None:
         self._events.put_nowait(event)

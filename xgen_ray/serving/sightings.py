@@ -28,6 +28,8 @@ KEPT_FAILURES = 10
 KEPT_OBSERVATIONS = 8
 # A replica says that it is ready a moment before Serve counts it as running.
 SETTLING_S = 5.0
+# One that loads is there from its first moment; Serve may be slow to count it on a busy node.
+STARTING_S = 60.0
 _AT_WORK = (PoolPhase.STARTING, PoolPhase.SERVING, PoolPhase.RECOVERING)
 
 
@@ -40,7 +42,8 @@ def hear_replica(turn: Turn, event: ReplicaReported) -> None:
     model, pool = found
     status = event.replica.status
     replicas = {**pool.replicas, status.replica_id: event.replica}
-    if event.failure is not None:
+    if event.failure is not None or status.state == "failed":
+        # Asked once more on its way out, it says again that it has failed.
         del replicas[status.replica_id]
     pool = _with_phase(replace(pool, replicas=replicas, progress=status.progress))
     model = turn.put_pool(model, pool)
@@ -184,14 +187,17 @@ def _observe_at_work(turn: Turn, model: Model, pool: Pool, event: PoolsObserved)
         kept = {
             key: replica
             for key, replica in pool.replicas.items()
-            if key in alive
-            or replica.status.state not in ("ready", "draining")
-            or replica.status.since > event.at - SETTLING_S
+            if key in alive or replica.status.since > event.at - _unseen_s(replica.status.state)
         }
         pool = _with_phase(replace(pool, replicas=kept))
     model = turn.put_pool(model, pool)
     if model.phase not in (Phase.UNLOADING, Phase.FAILED):
         settle(turn, model, event.at)
+
+
+def _unseen_s(state: str) -> float:
+    """How old a replica may be that Serve does not count as running."""
+    return SETTLING_S if state in ("ready", "draining") else STARTING_S
 
 
 def observe_nodes(turn: Turn, event: NodesObserved) -> None:
@@ -209,7 +215,9 @@ def observe_nodes(turn: Turn, event: NodesObserved) -> None:
             settle(turn, model, event.at)
             turn.seek(turn.models[name], event.at, f"node {names} is gone; looking for another place")
         elif joined and model.retry_at is not None:
-            turn.seek(model, event.at, "a node has joined; looking for a place again")
+            # It answers only once it has tried its engines: the next tries come soon, whatever was before.
+            fresh = replace(model, setbacks=0)
+            turn.seek(fresh, event.at, "a node has joined; looking for a place again")
 
 
 def learned(known: tuple[Observation, ...], fresh: tuple[Observation, ...]) -> tuple[Observation, ...]:
