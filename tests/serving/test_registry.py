@@ -1,5 +1,6 @@
 """What was asked for survives, whole, or is said to be unreadable."""
 
+import contextlib
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -56,19 +57,18 @@ def test_a_record_that_cannot_be_read_is_told_and_kept(tmp_path: Path) -> None:
     registry = Registry(path)
     registry.remember(record("good"))
     registry.close()
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO models VALUES ('bad', '{\"name\": 1}')")
-    db.close()
     registry = Registry(path)
     found, unreadable = registry.records()
     assert [one.name for one in found] == ["good"]
     assert len(unreadable) == 1
     assert "bad" in unreadable[0]
     registry.close()
-    assert sqlite3.connect(path).execute("SELECT count(*) FROM models").fetchone() == (2,)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM models").fetchone() == (2,)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_file_that_is_no_registry_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "models.db"
     path.write_bytes(b"not a database" * 100)
@@ -77,11 +77,9 @@ def test_a_file_that_is_no_registry_is_refused_and_left_alone(tmp_path: Path) ->
     assert path.read_bytes() == b"not a database" * 100
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "models.db"
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA user_version=99")
-    db.close()
     with pytest.raises(ConfigError, match="schema 99"):
         Registry(path)

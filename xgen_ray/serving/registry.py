@@ -28,23 +28,30 @@ class Registry:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One owner, but its calls come from a thread pool.
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
         try:
-            # One owner, but its calls come from a thread pool.
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _SCHEMA_VERSION:
-                raise ConfigError(
-                    f"{path} was written by a newer version (schema {version}, this one knows "
-                    f"{_SCHEMA_VERSION}); upgrade, or move the file away to start empty"
-                )
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            self._prepare(path)
         except sqlite3.DatabaseError as error:
+            self._db.close()
             raise ConfigError(
                 f"{path} cannot be used as the registry of models: {error}; "
                 "restore it, or move it away to start empty"
             ) from error
+        except ConfigError:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        self._db.execute("PRAGMA synchronous=FULL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} was written by a newer version (schema {version}, this one knows "
+                f"{_SCHEMA_VERSION}); upgrade, or move the file away to start empty"
+            )
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
 
     def records(self) -> tuple[tuple[Record, ...], tuple[str, ...]]:
         """All records that can be read, and a sentence for each that cannot (it stays in the file)."""
