@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 NAMESPACE: Final = "xgen-ray"
 OWNER_PREFIX: Final = "xgen-node-"
 LIST_DEADLINE_S: Final = 5.0
-LOOK_DEADLINE_S: Final = 8.0
+LOOK_DEADLINE_S: Final = 12.0
 ASK_DEADLINE_S: Final = 15.0
 
 
