@@ -374,7 +374,9 @@ class World:
         replica_id = f"{name}/{app.starts}"
         answer = leases.claim(node.book, name, Holder(replica_id, app.starts, self.now))
         if isinstance(answer, NoLease):
-            self.report(ReplicaReported(name, replica(replica_id, "failed"), failure(NO_LEASE, self.now)))
+            self.report(
+                ReplicaReported(name, replica(replica_id, "failed", self.now), failure(NO_LEASE, self.now))
+            )
             return
         node.book, lease = answer
         app.replicas[replica_id] = lease.lease_id
@@ -397,7 +399,7 @@ class World:
         self.end_replica(app, replica_id)
         if app.state is not AppState.STOPPING:
             app.state = AppState.UNHEALTHY
-        self.report(ReplicaReported(name, replica(replica_id, "failed"), failure(kind, self.now)))
+        self.report(ReplicaReported(name, replica(replica_id, "failed", self.now), failure(kind, self.now)))
 
     def end_replica(self, app: App, replica_id: str) -> None:
         lease_id = app.replicas.pop(replica_id)

@@ -41,6 +41,10 @@ def hear_replica(turn: Turn, event: ReplicaReported) -> None:
         return
     model, pool = found
     status = event.replica.status
+    known = pool.replicas.get(status.replica_id)
+    if known is not None and known.status.since > status.since:
+        # An answer to a question that was overtaken by the replica's own word.
+        return
     replicas = {**pool.replicas, status.replica_id: event.replica}
     if event.failure is not None or status.state == "failed":
         # Asked once more on its way out, it says again that it has failed.
