@@ -16,7 +16,7 @@ from xgen_ray.serving.inventory import InventoryReader
 from xgen_ray.serving.lease_journal import LeaseJournal
 from xgen_ray.serving.leases import Lease, NoLease
 from xgen_ray.serving.node_owner import NodeOwner
-from xgen_ray.serving.node_state import LeaseReport, NodeIdentity, NodeState, Settled, Versions
+from xgen_ray.serving.node_state import LeaseFacts, NodeIdentity, NodeState, Settled, Versions
 from xgen_ray.serving.nodes import OwnerSettings
 from xgen_ray.serving.sources import SourceFinder
 from xgen_ray.settings import engine_environment, xdg_dir
@@ -31,7 +31,6 @@ class NodeOwnerActor:
         self._owner = NodeOwner(
             node,
             InventoryReader(
-                node=node.name,
                 env=engine_environment(os.environ),
                 commands=settings.backend_commands,
                 cache_dir=cache_dir,
@@ -50,7 +49,7 @@ class NodeOwnerActor:
 
     async def reserve(
         self, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
-    ) -> tuple[LeaseReport, ...] | NoLease:
+    ) -> tuple[LeaseFacts, ...] | NoLease:
         return await (await self._ready()).reserve(pool, model, plans, ttl_s)
 
     async def renew(self, pools: Collection[str], ttl_s: float) -> frozenset[str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Call
+from xgen_ray.cli.exits import ExitCode
+from xgen_ray.process import free_port
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,18 @@ def test_json(call: Call, tmp_path: Path, url: str, cache: str) -> None:
 
 
 def test_a_head_that_is_not_there_is_a_problem(call: Call, cache: str) -> None:
-    done = call("doctor", "--address", "127.0.0.1:9", "--json", "--cache-dir", cache)
+    head = f"127.0.0.1:{free_port()}"
+    done = call("doctor", "--address", head, "--json", "--cache-dir", cache)
     assert done.exit_code == 1
     (ray,) = [finding for finding in json.loads(done.stdout)["findings"] if finding["check"] == "ray"]
     assert ray["level"] == "problem"
-    assert "the head at 127.0.0.1:9: no connection" in ray["found"]
+    assert f"the head at {head}: nothing listens at {head}" in ray["found"]
+
+
+def test_an_address_that_is_none_is_refused_before_anything_is_looked_at(call: Call) -> None:
+    done = call("doctor", "--address", "http://gpu-1")
+    assert done.exit_code == ExitCode.USAGE
+    assert "give HOST:PORT" in done.stderr
 
 
 def test_a_state_dir_that_cannot_be_is_a_problem(call: Call, tmp_path: Path, cache: str) -> None:

@@ -24,7 +24,7 @@ from xgen_ray.serving.fetches import FetchState
 from xgen_ray.serving.lease_journal import LeaseJournal
 from xgen_ray.serving.leases import Lease, LeaseState, NoLease
 from xgen_ray.serving.node_owner import NodeOwner
-from xgen_ray.serving.node_state import LeaseReport, NodeIdentity, Versions
+from xgen_ray.serving.node_state import LeaseFacts, NodeIdentity, Versions
 from xgen_ray.serving.sources import SourceFinder
 
 CARD = card()
@@ -125,7 +125,7 @@ def start_process() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         child.communicate(timeout=10)
 
 
-def some(answer: tuple[LeaseReport, ...] | NoLease) -> tuple[LeaseReport, ...]:
+def some(answer: tuple[LeaseFacts, ...] | NoLease) -> tuple[LeaseFacts, ...]:
     assert not isinstance(answer, NoLease), answer
     return answer
 

@@ -22,7 +22,7 @@ from tests.serving.lease_builders import cpu_plan
 from xgen_ray.errors import ModelNotFound, NotReady, WrongState
 from xgen_ray.placement.claims import RAM
 from xgen_ray.serving.leases import Lease, LeaseState, NoLease
-from xgen_ray.serving.node_state import LeaseReport, NodeState
+from xgen_ray.serving.node_state import LeaseFacts, NodeState
 from xgen_ray.serving.nodes import Nodes, NodesSeen, OwnerLink, OwnerSettings, owner_name
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -103,7 +103,7 @@ async def all_answer(nodes: Nodes) -> NodesSeen:
     return found
 
 
-async def leases_of(nodes: Nodes, node_id: str) -> tuple[LeaseReport, ...]:
+async def leases_of(nodes: Nodes, node_id: str) -> tuple[LeaseFacts, ...]:
     async def seen() -> list[NodeState]:
         return [state for state in (await nodes.look()).states if state.node.node_id == node_id]
 
@@ -202,7 +202,7 @@ async def test_leases_over_deaths_of_owner_and_holder(
     assert await leases_of(nodes, node_id) == ()
 
 
-async def _reserved(nodes: Nodes, node_id: str) -> tuple[LeaseReport, ...]:
+async def _reserved(nodes: Nodes, node_id: str) -> tuple[LeaseFacts, ...]:
     leases = await leases_of(nodes, node_id)
     return leases if all(one.state is LeaseState.RESERVED for one in leases) else ()
 

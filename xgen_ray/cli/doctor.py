@@ -14,8 +14,10 @@ from rich.text import Text
 
 from xgen_ray.cli import options, output
 from xgen_ray.cli.exits import ExitCode
+from xgen_ray.errors import XgenRayError
 
 if TYPE_CHECKING:
+    from deployments.joining import Address
     from xgen_ray.doctor import Finding, Head, NodeFacts
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
@@ -106,16 +108,25 @@ async def _look(
         hub_endpoint=constants.ENDPOINT if online else None,
         timeout_s=timeout,
     )
-    return await gather(questions, None if address is None else _ask_head(address, timeout))
+    if address is None:
+        return await gather(questions)
+    from deployments.joining import parse_address
+
+    return await gather(questions, _ask_head(parse_address(address), timeout))
 
 
-async def _ask_head(address: str, timeout: float) -> "Head":
+async def _ask_head(address: "Address", timeout: float) -> "Head":
+    """What a node that joins would be told."""
+    from deployments.joining import ask_head, reach
     from xgen_ray.doctor import Head
-    from xgen_ray.serving.head_versions import ask_head
 
-    # Ray finds its token through the environment, whatever that is set to.
-    told = await ask_head(address, os.environ, timeout)
-    return Head(address, told.ray, told.python, told.problem)
+    try:
+        await reach(address, timeout)
+        # Ray finds its token through the environment, whatever that is set to.
+        told = await ask_head(address, os.environ, timeout)
+    except XgenRayError as error:
+        return Head(str(address), problem=error.message)
+    return Head(str(address), told.ray, told.python)
 
 
 def _rendered(host: str, findings: "tuple[Finding, ...]") -> RenderableType:

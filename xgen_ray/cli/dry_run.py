@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import platform
 from pathlib import Path
 
 from xgen_ray.errors import ModelNotFound
@@ -23,9 +22,7 @@ def plan_here(request: LoadRequest) -> PlanReport:
     """
     cache_dir = xdg_dir("XDG_CACHE_HOME", ".cache")
     facts = _facts(request.model, cache_dir / "hub")
-    reader = InventoryReader(
-        node=platform.node(), env=engine_environment(os.environ), commands={}, cache_dir=cache_dir
-    )
+    reader = InventoryReader(env=engine_environment(os.environ), commands={}, cache_dir=cache_dir)
     inventory = asyncio.run(reader.read())
     decision = plan(
         facts,

@@ -17,13 +17,8 @@ def nodes(
         str | None,
         typer.Argument(metavar="NAME", show_default=False, help="Tell all of this node: its name or id."),
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", metavar=options.FLAG, help="Go on until interrupted.")
-    ] = False,
-    interval: Annotated[
-        float,
-        typer.Option("--interval", min=0.1, metavar="SECONDS", help="Seconds between two looks of --watch."),
-    ] = 2.0,
+    watch: options.Watch = False,
+    interval: options.Interval = 2.0,
     url: options.Url = options.DEFAULT_URL,
     api_key: options.ApiKey = None,
     as_json: options.Json = False,

@@ -52,6 +52,11 @@ ApiKey = Annotated[
         rich_help_panel=_SERVER,
     ),
 ]
+Watch = Annotated[bool, typer.Option("--watch", "-w", metavar=FLAG, help="Go on until interrupted.")]
+Interval = Annotated[
+    float,
+    typer.Option("--interval", min=0.1, metavar="SECONDS", help="Seconds between two looks of --watch."),
+]
 Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="Print JSON, for programs.")]
 
 Model = Annotated[

@@ -21,13 +21,8 @@ def ps(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", show_default=False, help="Tell all of this model.")
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", metavar=options.FLAG, help="Go on until interrupted.")
-    ] = False,
-    interval: Annotated[
-        float,
-        typer.Option("--interval", min=0.1, metavar="SECONDS", help="Seconds between two looks of --watch."),
-    ] = 1.0,
+    watch: options.Watch = False,
+    interval: options.Interval = 1.0,
     url: options.Url = options.DEFAULT_URL,
     api_key: options.ApiKey = None,
     as_json: options.Json = False,

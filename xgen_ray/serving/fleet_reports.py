@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from xgen_ray.hardware.types import GPUInfo, GPUType, GPUUsage
 from xgen_ray.placement import PlacementPolicy, available_backends, gpu_key, recommend
+from xgen_ray.placement.sizes import GIB
 from xgen_ray.placement.types import BackendStatus
 from xgen_ray.schema import (
     BackendReport,
@@ -19,7 +20,6 @@ from xgen_ray.serving.node_state import NodeState
 from xgen_ray.serving.nodes import NodesSeen, SilentNode
 from xgen_ray.serving.state import ControlState
 
-GIB = 2**30
 UNTAGGED = (
     "Ray was started here without its tags, so it counts as a CPU node; stop it, then join with "
     "`xgen-ray node --address HEAD:PORT`"

@@ -4,10 +4,11 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -41,6 +42,8 @@ from xgen_ray.serving.state import (
 )
 
 logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key", bound=Hashable)
 
 # A lease that control does not renew for so long is nobody's.
 LEASE_TTL_S: Final = 45.0
@@ -88,68 +91,45 @@ class Hands:
 
     async def look(self, effect: Look) -> None:
         name, attempt = effect.name, effect.attempt
-        work = asyncio.ensure_future(self._look(effect))
-        self._looks[name, attempt] = work
-        try:
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.result()
-        finally:
-            work.cancel()
-            del self._looks[name, attempt]
+
+        def progress(report: Progress) -> None:
+            self._post(LookProgressed(name, attempt, report))
+
+        with _listed(self._looks, (name, attempt)):
+            try:
+                facts, fleet = await self._fleet.look(effect.request.model, progress)
+            except XgenRayError as error:
+                self._post(LookFailed(name, attempt, error, time.time()))
+            except Exception as error:  # one odd model must not take control down
+                logger.exception("reading a model failed: model=%s", name)
+                told = f"reading {effect.request.model} failed: {type(error).__name__}: {error}"
+                self._post(LookFailed(name, attempt, XgenRayError(told), time.time()))
+            else:
+                self._post(LookDone(name, attempt, facts, fleet, time.time()))
 
     def cancel_look(self, name: str, attempt: int) -> None:
         if (work := self._looks.get((name, attempt))) is not None:
             work.cancel()
 
-    async def _look(self, effect: Look) -> None:
-        name, attempt = effect.name, effect.attempt
-
-        def progress(report: Progress) -> None:
-            self._post(LookProgressed(name, attempt, report))
-
-        try:
-            facts, fleet = await self._fleet.look(effect.request.model, progress)
-        except XgenRayError as error:
-            self._post(LookFailed(name, attempt, error, time.time()))
-        except Exception as error:  # one odd model must not take control down
-            logger.exception("reading a model failed: model=%s", name)
-            internal = XgenRayError(f"reading {effect.request.model} failed: {type(error).__name__}: {error}")
-            self._post(LookFailed(name, attempt, internal, time.time()))
-        else:
-            self._post(LookDone(name, attempt, facts, fleet, time.time()))
-
     async def prepare(self, effect: PreparePool) -> None:
-        async with self._locks[effect.pool]:
-            work = asyncio.ensure_future(self._prepare(effect))
-            self._preparing[effect.pool] = work
-            try:
-                await asyncio.wait([work])
-                if not work.cancelled():
-                    work.result()
-            finally:
-                work.cancel()
-                del self._preparing[effect.pool]
-
-    async def _prepare(self, effect: PreparePool) -> None:
         pool, node_id = effect.pool, effect.node_id
-        try:
-            answer = await self._nodes.reserve(node_id, pool, effect.name, effect.plans, LEASE_TTL_S)
-            if isinstance(answer, NoLease):
-                self._post(PoolRefused(pool, NotReady(answer.message), again=True, at=time.time()))
-                return
-            facts = await self._fetch(effect)
-            plans = await self._with_files(effect, facts)
-        except NotReady as error:
-            self._post(PoolRefused(pool, error, again=True, at=time.time()))
-        except XgenRayError as error:
-            self._post(PoolRefused(pool, error, again=False, at=time.time()))
-        except Exception as error:  # one odd pool must not take control down
-            logger.exception("preparing a pool failed: pool=%s", pool)
-            internal = XgenRayError(f"preparing {effect.name} failed: {type(error).__name__}: {error}")
-            self._post(PoolRefused(pool, internal, again=False, at=time.time()))
-        else:
-            self._post(PoolPrepared(pool, plans, time.time()))
+        with _listed(self._preparing, pool):
+            async with self._locks[pool]:
+                try:
+                    answer = await self._nodes.reserve(node_id, pool, effect.name, effect.plans, LEASE_TTL_S)
+                    if isinstance(answer, NoLease):
+                        raise NotReady(answer.message)
+                    plans = await self._with_files(effect, await self._fetch(effect))
+                except NotReady as error:
+                    self._post(PoolRefused(pool, error, again=True, at=time.time()))
+                except XgenRayError as error:
+                    self._post(PoolRefused(pool, error, again=False, at=time.time()))
+                except Exception as error:  # one odd pool must not take control down
+                    logger.exception("preparing a pool failed: pool=%s", pool)
+                    told = f"preparing {effect.name} failed: {type(error).__name__}: {error}"
+                    self._post(PoolRefused(pool, XgenRayError(told), again=False, at=time.time()))
+                else:
+                    self._post(PoolPrepared(pool, plans, time.time()))
 
     async def _fetch(self, effect: PreparePool) -> ModelFacts:
         """The facts of the model's files on the pool's node, once they are there."""
@@ -268,3 +248,15 @@ class Hands:
                 logger.info("leases not renewed: node=%s reason=%s", node_id, error)
 
         await asyncio.gather(*(renew(node_id, names) for node_id, names in by_node.items()))
+
+
+@contextmanager
+def _listed(tasks: dict[Key, asyncio.Task[None]], key: Key) -> Iterator[None]:
+    """The running task is found under ``key`` meanwhile, to be cancelled."""
+    task = asyncio.current_task()
+    if task is not None:
+        tasks[key] = task
+    try:
+        yield
+    finally:
+        tasks.pop(key, None)

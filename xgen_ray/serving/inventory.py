@@ -31,13 +31,11 @@ class InventoryReader:
 
     def __init__(
         self,
-        node: str,
         env: Mapping[str, str],
         commands: Mapping[Backend, tuple[str, ...]],
         cache_dir: Path,
         policy: PlacementPolicy = DEFAULT_POLICY,
     ) -> None:
-        self._node = node
         self._env = env
         self._commands = commands
         self._cache_dir = cache_dir

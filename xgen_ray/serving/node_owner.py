@@ -17,7 +17,7 @@ from xgen_ray.serving.holders import process_start
 from xgen_ray.serving.lease_journal import LeaseJournal, is_held
 from xgen_ray.serving.leases import Book, Ground, Holder, Lease, LeaseState, NoLease
 from xgen_ray.serving.measure import Growth, engine_use, gpus_of, ram_of, tree_of
-from xgen_ray.serving.node_state import LeaseReport, NodeIdentity, NodeState, Settled, Versions, lease_report
+from xgen_ray.serving.node_state import LeaseFacts, NodeIdentity, NodeState, Settled, Versions, lease_facts
 from xgen_ray.serving.sources import SourceFinder
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class NodeOwner:
             snapshot=snapshot,
             statuses=statuses,
             usage=usage,
-            leases=tuple(lease_report(lease, now) for lease in self._book.leases.values()),
+            leases=tuple(lease_facts(lease, now) for lease in self._book.leases.values()),
             outstanding=leases.outstanding(self._book, Ground(snapshot, usage).unseen()),
             taken=leases.taken(self._book),
             leased=leases.leased_gpus(self._book),
@@ -130,7 +130,7 @@ class NodeOwner:
 
     async def reserve(
         self, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
-    ) -> tuple[LeaseReport, ...] | NoLease:
+    ) -> tuple[LeaseFacts, ...] | NoLease:
         """One lease per plan for ``ttl_s``, checked against what is free now; all of them, or none and why.
 
         Raises DiskFull if the leases cannot be written down.
@@ -146,7 +146,7 @@ class NodeOwner:
             logger.info("lease refused: pool=%s reason=%s", pool, book.message)
             return book
         self._promise(book)
-        return tuple(lease_report(lease, now) for lease in book.of(pool))
+        return tuple(lease_facts(lease, now) for lease in book.of(pool))
 
     async def renew(self, pools: Collection[str], ttl_s: float) -> frozenset[str]:
         """Control still wants ``pools``. Returns those that have leases here."""

@@ -39,7 +39,7 @@ class Versions:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseReport:
+class LeaseFacts:
     """A lease without its plan. ``expires_in_s`` is None while somebody holds it."""
 
     lease_id: str
@@ -68,7 +68,7 @@ class NodeState:
     snapshot: NodeSnapshot
     statuses: tuple[BackendStatus, ...]
     usage: NodeUsage
-    leases: tuple[LeaseReport, ...]
+    leases: tuple[LeaseFacts, ...]
     outstanding: Outstanding
     taken: frozenset[str]
     leased: tuple[str, ...]
@@ -84,9 +84,9 @@ class Settled:
     use: EngineUse
 
 
-def lease_report(lease: Lease, now: float) -> LeaseReport:
+def lease_facts(lease: Lease, now: float) -> LeaseFacts:
     holder = lease.holder
-    return LeaseReport(
+    return LeaseFacts(
         lease_id=lease.lease_id,
         pool=lease.pool,
         number=lease.number,

@@ -19,7 +19,7 @@ from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.types import Backend, Plan
 from xgen_ray.serving.fetches import FetchState
 from xgen_ray.serving.leases import Lease, NoLease
-from xgen_ray.serving.node_state import NAME_LABEL, LeaseReport, NodeIdentity, NodeState, Settled
+from xgen_ray.serving.node_state import NAME_LABEL, LeaseFacts, NodeIdentity, NodeState, Settled
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ class Nodes:
 
     async def reserve(
         self, node_id: str, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
-    ) -> tuple[LeaseReport, ...] | NoLease:
-        answer: tuple[LeaseReport, ...] | NoLease = await self._ask(
+    ) -> tuple[LeaseFacts, ...] | NoLease:
+        answer: tuple[LeaseFacts, ...] | NoLease = await self._ask(
             node_id, "reserve", pool, model, tuple(plans), ttl_s
         )
         return answer
