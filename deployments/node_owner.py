@@ -76,6 +76,9 @@ class NodeOwnerActor:
     async def facts(self, model: str) -> ModelFacts:
         return await (await self._ready()).facts(model)
 
+    async def rehearse(self, plan: Plan) -> tuple[str, ...]:
+        return await (await self._ready()).rehearse(plan)
+
     async def fetch(self, model: str, ticket: str) -> FetchState:
         return await (await self._ready()).fetch(model, ticket)
 

@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 
 FOLLOW_RETRY_S = 0.5
 FOLLOW_MARGIN_S = 5.0
-DOUBT_DEADLINE_S = 5.0
+CONTROL_DEADLINE_S = 5.0
 # Many requests may fail at once; it takes one word to have their engine looked at.
 DOUBTS_EVERY_S = 0.5
+# Likewise for a model that sleeps; the table says soon that it no longer does.
+WAKE_EVERY_S = 0.2
 
 
 @serve.ingress()
@@ -34,11 +36,17 @@ class Router:
         loop = asyncio.get_running_loop()
         self._follower = loop.create_task(self._follow())
         self._doubter = loop.create_task(self._tell_doubts())
+        self._waker = loop.create_task(self._wake())
 
     async def __serve_build_asgi_app__(self) -> App:
         limits = GatewayLimits(retry=RetryLimits(ready_wait_s=self._settings.wait_s))
         self._gateway = Gateway(
-            self._dispatcher, self._keys, limits=limits, cors_origins=self._settings.cors_origins
+            self._dispatcher,
+            self._keys,
+            limits=limits,
+            cors_origins=self._settings.cors_origins,
+            # Ray Serve puts an id on every request and its answer.
+            answers_request_id=False,
         )
         app: App = self._gateway
         if not self._keys.required:
@@ -49,13 +57,14 @@ class Router:
 
     def check_health(self) -> None:
         """A router that follows no table any more must be started anew."""
-        if self._follower.done() or self._doubter.done():
+        if self._follower.done() or self._doubter.done() or self._waker.done():
             raise RuntimeError("the router no longer talks to control")
 
     async def __del__(self) -> None:
         """Serve calls this once running requests are done. It runs no ASGI lifespan."""
         self._follower.cancel()
         self._doubter.cancel()
+        self._waker.cancel()
         await self._gateway.aclose()
 
     async def _follow(self) -> None:
@@ -72,12 +81,23 @@ class Router:
             if table.stamp not in (self._dispatcher.stamp, RoutingTable().stamp):
                 self._dispatcher.apply(table)
 
+    async def _wake(self) -> None:
+        """Has models woken that requests wait for. What gets lost here, the next request asks for again."""
+        while True:
+            sleeping = await self._dispatcher.woken()
+            try:
+                async with asyncio.timeout(CONTROL_DEADLINE_S):
+                    await self._control.wake.remote(sleeping)
+            except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
+                logger.warning("control did not hear of requests that wait: %s", type(error).__name__)
+            await asyncio.sleep(WAKE_EVERY_S)
+
     async def _tell_doubts(self) -> None:
         """Has engines looked at that fail requests. What gets lost here, the next failure tells again."""
         while True:
             doubted = await self._dispatcher.doubted()
             try:
-                async with asyncio.timeout(DOUBT_DEADLINE_S):
+                async with asyncio.timeout(CONTROL_DEADLINE_S):
                     await self._control.hear_doubts.remote(doubted)
             except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
                 logger.warning("control did not hear of failed requests: %s", type(error).__name__)

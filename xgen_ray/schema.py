@@ -4,22 +4,54 @@ Management bodies are these models, unknown fields refused. Bodies on their way 
 here: they pass through untouched.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xgen_ray.placement.types import Backend, EngineOptions
 
-# A name that is safe in a URL, a header, a log line and an application name.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
+# A name that is safe in a URL, a header, a log line and an application name. ``@`` parts a model's name from
+# that of one of its pools.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/+-]{0,127}$"
+POOL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,31}$"
+LOADED_PATTERN = NAME_PATTERN.removesuffix("$") + f"(@{POOL_PATTERN[1:-1]})?$"
 
 
 class Wire(BaseModel):
     """Base of all bodies: immutable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scaling(Wire):
+    """How the number of a model's replicas follows its load. Names that Ray Serve has mean what they mean
+    there; "ongoing" are the requests that engines compute or hold back.
+    """
+
+    min_replicas: int = Field(1, ge=0, le=64, description="With 0 a model that nobody uses sleeps.")
+    max_replicas: int = Field(1, ge=1, le=64)
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, le=4096, description="For each replica; by default as many as it computes at once."
+    )
+    upscale_delay_s: float = Field(5.0, ge=0, le=3600)
+    downscale_delay_s: float = Field(60.0, ge=0, le=86_400)
+    cost: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="Of a replica, in any unit: of a name's pools the cheapest grows first.",
+    )
+    ttl_s: float = Field(
+        300.0, ge=0, le=30 * 86_400, description="With min_replicas 0: unused for so long, it sleeps."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, max_replicas only {self.max_replicas}")
+        return self
 
 
 class LoadRequest(Wire):
@@ -29,7 +61,13 @@ class LoadRequest(Wire):
         min_length=1, max_length=1024, description="A path, hf:org/name or hf:org/name:file.gguf"
     )
     name: str | None = Field(None, pattern=NAME_PATTERN)
-    replicas: int = Field(1, ge=1, le=64)
+    pool: str | None = Field(
+        None,
+        pattern=POOL_PATTERN,
+        description="One of several pools that serve this name; loaded, scaled and unloaded as name@pool.",
+    )
+    replicas: int = Field(1, ge=1, le=64, description="So many, whatever the load.")
+    scaling: Scaling | None = Field(None, description="As many as the load asks for; instead of replicas.")
     nodes: tuple[str, ...] | None = Field(
         None, min_length=1, max_length=1024, description="Only on these nodes, by name or id."
     )
@@ -37,6 +75,26 @@ class LoadRequest(Wire):
         "never", description="What may be unloaded when there is no room: models that nobody uses."
     )
     options: EngineOptions = EngineOptions()
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.scaling is not None and self.replicas != 1:
+            raise ValueError("give either replicas, a fixed number, or scaling")
+        return self
+
+
+class ScaleRequest(Wire):
+    """So many replicas of ``name`` from now on, or as many as its load asks for."""
+
+    name: str = Field(pattern=LOADED_PATTERN)
+    replicas: int | None = Field(None, ge=1, le=64)
+    scaling: Scaling | None = None
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if (self.scaling is None) == (self.replicas is None):
+            raise ValueError("give either replicas, a fixed number, or scaling")
+        return self
 
 
 class Origin(StrEnum):
@@ -50,13 +108,15 @@ class Phase(StrEnum):
     """Where a model is on its way.
 
     RESOLVING (finding or downloading files) -> LOADING -> READY -> UNLOADING. RECOVERING: an engine
-    died and is being started again. FAILED stays, with its reason, until it is loaded again or unloaded.
+    died and is being started again. SLEEPING: nobody used it for long, it has no engine; a request wakes
+    it. FAILED stays, with its reason, until it is loaded again or unloaded.
     """
 
     RESOLVING = "resolving"
     LOADING = "loading"
     READY = "ready"
     RECOVERING = "recovering"
+    SLEEPING = "sleeping"
     UNLOADING = "unloading"
     FAILED = "failed"
 
@@ -86,7 +146,7 @@ class FailureReport(Wire):
 
 class ReplicaStatus(Wire):
     """One engine. ``pid`` is the engine's own process, ``url`` where it listens (for the router
-    only); ``running`` and ``waiting`` are the requests it had when it was last asked.
+    only); ``running`` and ``waiting`` are the requests it had when it was last asked, at ``load_at``.
     """
 
     replica_id: str
@@ -97,6 +157,7 @@ class ReplicaStatus(Wire):
     since: float
     running: int | None = None
     waiting: int | None = None
+    load_at: float | None = None
     progress: Progress | None = None
 
 
@@ -167,7 +228,8 @@ class PlanReport(Wire):
     """What would be done (``accepted``), or why nothing can be, without doing it.
 
     ``backend`` to ``argv`` are those of the first replica; ``assignments`` has all. ``evict`` are the idle
-    models that would leave, or whose leaving would help a load with ``evict: idle``.
+    models that would leave, or whose leaving would help a load with ``evict: idle``. ``missing`` of the
+    replicas have no place, and ``shortfall`` says why.
     """
 
     accepted: bool
@@ -186,6 +248,8 @@ class PlanReport(Wire):
     assignments: tuple[AssignmentReport, ...] = ()
     nodes: tuple[VerdictReport, ...] = ()
     evict: tuple[str, ...] = ()
+    missing: int = 0
+    shortfall: str | None = None
 
 
 class ModelStatus(Wire):
@@ -333,6 +397,20 @@ class BackendsReport(Wire):
 
 
 @dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """One of a model's pools, as clients see it. ``name`` is empty for the one without a name;
+    ``precision`` is the quantisation of its weights, or their type.
+    """
+
+    name: str
+    backends: tuple[str, ...]
+    precision: str | None
+    format: str | None
+    context: int | None
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model as ``/v1/models`` lists it. ``created`` is Unix seconds."""
 
@@ -342,14 +420,42 @@ class ServedModel:
     ready: bool
     backend: str | None
     context: int | None
+    pools: tuple[PoolInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine listens, and the key that opens it. Never leaves the router."""
+    """Where an engine listens, and the key that opens it. Never leaves the router.
+
+    ``ticket`` tells requests on the same engine apart, ``why`` what decided for it.
+    """
 
     url: str
     key: str
     replica_id: str
     model: str
     backend: str
+    pool: str = ""
+    ticket: int = field(default=0, compare=False)
+    why: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHints:
+    """What a request says that bears on the choice of its engine.
+
+    ``session`` names what belongs together, ``pool`` the only pool that will do. ``body`` is the whole
+    request. ``max_tokens`` bounds the answer. ``reads``: the model computes on the input, ``generates``: it
+    also writes an answer, ``streamed``: which comes in events as it is written.
+    """
+
+    session: str | None = None
+    pool: str | None = None
+    body: bytes = field(default=b"", repr=False)
+    max_tokens: int | None = None
+    reads: bool = True
+    generates: bool = True
+    streamed: bool = True
+
+
+NO_HINTS = RequestHints()

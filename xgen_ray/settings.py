@@ -33,6 +33,7 @@ ENGINE_ENV_PREFIXES = (
     "CUDA_",
     "NVIDIA_",
     "NCCL_",
+    "VLLM_",
     "HIP_",
     "HSA_",
     "ROCM_",

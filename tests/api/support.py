@@ -30,6 +30,8 @@ from xgen_ray.schema import (
     Origin,
     Phase,
     PlanReport,
+    RequestHints,
+    ScaleRequest,
     ServedModel,
     StatusReport,
 )
@@ -271,7 +273,8 @@ def served(name: str, task: str = "generate", *, ready: bool = True) -> ServedMo
 class InMemoryDispatcher:
     """Chooses the first replica that is not to be avoided; waits while there is none.
 
-    ``outcomes`` has (replica, ok) in the order of ``finished``; ``open`` the replicas in use.
+    ``outcomes`` has (replica, ok) in the order of ``finished``, ``units`` what was answered; ``open`` the
+    replicas in use, ``begun`` those that have sent a first byte, ``full`` those that took no more.
     """
 
     models: list[ServedModel] = field(default_factory=lambda: [served("m")])
@@ -279,6 +282,10 @@ class InMemoryDispatcher:
     failed: dict[str, str] = field(default_factory=dict)
     outcomes: list[tuple[str, bool]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
+    hints: list[RequestHints] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
+    full: list[str] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
     waiting: int = 0
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
     waited: asyncio.Event = field(default_factory=asyncio.Event)
@@ -288,13 +295,16 @@ class InMemoryDispatcher:
     def served(self) -> tuple[ServedModel, ...]:
         return tuple(self.models)
 
-    async def add(self, url: str, replica_id: str, model: str = "m") -> None:
-        endpoint = Endpoint(url, ENGINE_KEY, replica_id, model, "llama-server-cpu")
+    async def add(self, url: str, replica_id: str, model: str = "m", pool: str = "") -> None:
+        endpoint = Endpoint(url, ENGINE_KEY, replica_id, model, "llama-server-cpu", pool)
         async with self.changed:
             self.replicas.setdefault(model, []).append(endpoint)
             self.changed.notify_all()
 
-    async def choose(self, model: str, *, deadline_s: float, avoid: frozenset[str]) -> Endpoint:
+    async def choose(
+        self, model: str, *, deadline_s: float, avoid: frozenset[str], hints: RequestHints
+    ) -> Endpoint:
+        self.hints.append(hints)
         if all(known.name != model for known in self.models):
             raise ModelNotFound(f"no {model}")
         if model in self.failed:
@@ -316,7 +326,13 @@ class InMemoryDispatcher:
         self.open.append(fit[0].replica_id)
         return fit[0]
 
-    def finished(self, endpoint: Endpoint, *, ok: bool) -> None:
+    def answering(self, endpoint: Endpoint) -> None:
+        self.begun.append(endpoint.replica_id)
+
+    def finished(self, endpoint: Endpoint, *, ok: bool, full: bool, units: int) -> None:
+        self.units.append(units)
+        if full:
+            self.full.append(endpoint.replica_id)
         self.open.remove(endpoint.replica_id)
         self.outcomes.append((endpoint.replica_id, ok))
         self.ended.set()
@@ -419,6 +435,11 @@ class InMemoryControl:
 
     async def unload(self, name: str) -> ModelStatus:
         return self._known(name).model_copy(update={"phase": Phase.UNLOADING})
+
+    async def scale(self, request: ScaleRequest) -> ModelStatus:
+        wanted = request.replicas or 1
+        self.models[request.name] = self._known(request.name).model_copy(update={"wanted_replicas": wanted})
+        return self.models[request.name]
 
     async def status(self) -> StatusReport:
         return StatusReport(models=tuple(self.models.values()), version="0.1.0")

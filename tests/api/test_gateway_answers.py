@@ -208,6 +208,7 @@ async def test_models_are_listed_as_openai_lists_them(plain: Stack) -> None:
         "ready": False,
         "backend": "llama-server-cpu",
         "max_model_len": 2048,
+        "pools": [],
     }
     assert listed["data"][1] == one
     for path in ("/v1/models/org/Some-Model:q4", "/v1/models/org%2FSome-Model%3Aq4"):

@@ -32,6 +32,10 @@ def waiting(seconds: float) -> GatewayLimits:
     return replace(LIMITS, retry=RetryLimits(ready_wait_s=seconds))
 
 
+def lively(seconds: float) -> GatewayLimits:
+    return replace(LIMITS, retry=RetryLimits(ready_wait_s=seconds, sign_of_life_s=0.1))
+
+
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
@@ -71,13 +75,15 @@ async def closes(exchange: Exchange) -> None:
     exchange.close()
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("fault", [die, closes, headers_only, half_a_header, no_http])
-async def test_an_engine_that_dies_before_the_first_byte_is_replaced(fault: Play) -> None:
+async def test_an_engine_that_dies_before_the_first_byte_is_replaced(fault: Play, stream: bool) -> None:
     async with stack(otherwise=fault) as running, StandInEngine().running() as second:
         await running.dispatcher.add(second.url, "r2")
-        reply = await ask(running, stream=True)
+        reply = await ask(running, stream=stream)
         assert reply.headers["x-xgen-replica"] == "r2"
-        assert reply.content.endswith(b"data: [DONE]\n\n")
+        assert reply.content.endswith(b"data: [DONE]\n\n") if stream else reply.json() == COMPLETION
+        assert running.dispatcher.begun == ["r2"]
         assert running.dispatcher.outcomes == [("r1", False), ("r2", True)]
 
 
@@ -114,6 +120,14 @@ async def test_an_engine_that_is_loading_is_asked_again_until_it_is_ready() -> N
         assert running.dispatcher.outcomes == [("r1", False), ("r1", False), ("r1", True)]
 
 
+@pytest.mark.parametrize(("status", "ok"), [(429, True), (503, False), (400, True), (500, False)])
+async def test_an_engine_that_takes_no_more_is_told_apart_from_one_that_fails(status: int, ok: bool) -> None:
+    async with stack(answer(status, openai_shape())) as running:
+        await ask(running)
+        assert running.dispatcher.outcomes[0] == ("r1", ok)
+        assert running.dispatcher.full == (["r1"] if status in (429, 503) else [])
+
+
 async def test_while_one_engine_loads_another_answers() -> None:
     async with stack(otherwise=loading) as running, StandInEngine().running() as second:
         await running.dispatcher.add(second.url, "r2")
@@ -126,6 +140,48 @@ async def test_a_model_that_is_not_ready_in_time_is_a_503_with_a_time_to_come_ba
         reply = await ask(running)
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "8")
         assert reply.json()["error"]["code"] == "not_ready"
+
+
+async def test_a_stream_that_waits_has_signs_of_life() -> None:
+    async with stack(limits=lively(20)) as running:
+        (endpoint,) = running.dispatcher.replicas.pop("m")
+        body = {**CHAT, "stream": True}
+        async with running.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            lines = reply.aiter_lines()
+            assert [await anext(lines), await anext(lines), await anext(lines)] == [
+                ": waiting for m",
+                "",
+                ": waiting for m",
+            ]
+            await running.dispatcher.add(endpoint.url, "r9")
+            rest = [line async for line in lines]
+        assert reply.status_code == 200
+        assert rest[-2] == "data: [DONE]"
+        assert running.dispatcher.outcomes == [("r9", True)]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_after_a_sign_of_life_a_refusal_comes_as_an_event(path: str) -> None:
+    async with stack(otherwise=loading, limits=lively(0.5)) as running:
+        running.dispatcher.replicas.clear()
+        body = {**CHAT, "input": "hi", "stream": True}
+        reply = await running.client.post(path, json=body)
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/event-stream")
+    *_, last = reply.text.strip().split("\n\n")
+    assert last.startswith("event: error\ndata: " if path.endswith("responses") else "data: "), last
+    assert "still loading" in last
+
+
+async def test_the_official_client_reads_over_signs_of_life_and_raises_the_refusal() -> None:
+    async with stack(limits=lively(0.5)) as running:
+        running.dispatcher.replicas.clear()
+        async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+            stream = await client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "hi"}], stream=True
+            )
+            with pytest.raises(APIError, match="still loading"):
+                async for _ in stream:
+                    pass
 
 
 async def test_a_request_waits_for_a_model_that_loads() -> None:

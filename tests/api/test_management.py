@@ -161,6 +161,19 @@ async def test_nodes_are_all_there_also_one_that_is_silent(managed: Managed) -> 
     assert second["reason"] == "its owner has not answered in 8 s"
 
 
+async def test_a_scale_is_a_number_or_a_rule(managed: Managed) -> None:
+    await managed.post("/load?wait=false", model="/m/tiny", name="tiny", pool="apu")
+    assert managed.control.requests[-1].pool == "apu"
+    scaled = await managed.post("/scale", name="tiny", replicas=3)
+    assert (scaled.status_code, scaled.json()["wanted_replicas"]) == (200, 3)
+    ruled = await managed.post("/scale", name="tiny", scaling={"min_replicas": 0, "ttl_s": 60})
+    assert ruled.status_code == 200
+    both = await managed.post("/scale", name="tiny", replicas=3, scaling={})
+    assert both.status_code == 400
+    assert "either replicas, a fixed number, or scaling" in error_of(both)["message"]
+    assert (await managed.post("/scale", name="ghost", replicas=1)).status_code == 404
+
+
 async def test_a_lift_forgives_one_backend_or_all(managed: Managed) -> None:
     managed.control.excluded["tiny"] = {Backend.LLAMA_SERVER_ROCM, Backend.VLLM_ROCM, Backend.VLLM_CPU}
     lifted = await managed.post("/lift", model="tiny", backend="vllm-rocm")
@@ -255,6 +268,9 @@ async def test_following_stops_when_the_client_leaves(managed: Managed) -> None:
         ("/load", {"model": "a", "evict": "all"}, "evict", "'never' or 'idle'"),
         ("/plan", {"model": "a", "options": {"spread": "wide"}}, "options.spread", "boolean"),
         ("/lift", {}, "model", "Field required"),
+        ("/load", {"model": "a", "name": "a@b"}, "name", "pattern"),
+        ("/load", {"model": "a", "pool": "A b"}, "pool", "pattern"),
+        ("/load", {"model": "a", "scaling": {"max_replicas": 0}}, "scaling.max_replicas", "greater than"),
         ("/lift", {"model": ""}, "model", "at least 1 character"),
         ("/lift", {"model": "a" * 1025}, "model", "at most 1024 characters"),
         ("/lift", {"model": "a", "backend": "cuda"}, "backend", "vllm-cuda"),
@@ -340,6 +356,7 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("get", "/management/backends"),
         ("get", "/management/nodes"),
         ("post", "/management/lift"),
+        ("post", "/management/scale"),
         ("get", "/management/status"),
         ("get", "/management/logs"),
         ("post", "/management/load"),

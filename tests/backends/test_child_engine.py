@@ -10,9 +10,8 @@ import pytest
 
 from tests.backends.plans import facts, plan
 from xgen_ray.backends.engine import EngineAdapter, EngineLoad, create_adapter
-from xgen_ray.errors import ConfigError, EngineFailed, WrongState
+from xgen_ray.errors import EngineFailed, WrongState
 from xgen_ray.models.types import ModelTask
-from xgen_ray.placement.types import Backend
 from xgen_ray.process import FailureClass
 from xgen_ray.schema import Progress
 
@@ -186,8 +185,3 @@ async def test_an_engine_is_loaded_once(fake: Fake, answers: Path) -> None:
         await engine.load(ignore)
         with pytest.raises(WrongState, match="loaded once"):
             await engine.load(ignore)
-
-
-def test_what_has_no_adapter_says_so(answers: Path) -> None:
-    with pytest.raises(ConfigError, match="vllm-cuda"):
-        create_adapter(plan(Backend.VLLM_CUDA), host="127.0.0.1", base_env={}, cache_dir=answers)

@@ -136,12 +136,6 @@ async def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     assert "/nowhere/llama-server" in status.reason
 
 
-async def test_without_vllm_its_rows_say_so(tmp_path: Path) -> None:
-    found = await look(tmp_path, commands={**NO_CPU, Backend.VLLM_CUDA: ("vllm",)})
-    assert "a command is set" in found[Backend.VLLM_CUDA].reason
-    assert found[Backend.VLLM_ROCM].reason == "support for vLLM is not installed"
-
-
 @pytest.mark.engine
 async def test_the_bundled_server_makes_every_node_a_cpu_node(tmp_path: Path) -> None:
     for _ in range(2):

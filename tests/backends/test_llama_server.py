@@ -144,10 +144,22 @@ def test_sees_its_gpus_and_no_other(made: Plan, different: Mapping[str, str | No
     assert command(made).spec.env == {**HIDDEN, **different}
 
 
-def test_vulkan_limits_stay_as_the_node_has_them() -> None:
-    made = plan(Backend.LLAMA_SERVER_VULKAN, gpus=(XTX,), devices=("Vulkan0",), gpu_layers=9)
+ON_VULKAN = plan(Backend.LLAMA_SERVER_VULKAN, gpus=(XTX,), devices=("Vulkan3", "Vulkan1"), gpu_layers=9)
+
+
+def test_vulkan_sees_the_positions_of_its_devices_and_counts_them_anew() -> None:
+    launch = build(ON_VULKAN, port=4711, key="k3y", known=CURRENT, vulkan_positions=(4, 1))
+    assert launch.spec.env == {**HIDDEN, "GGML_VK_VISIBLE_DEVICES": "4,1"}
+    assert launch.spec.argv[launch.spec.argv.index("--device") + 1] == "Vulkan0,Vulkan1"
+    assert launch.notes == ()
+
+
+def test_without_positions_vulkan_limits_stay_as_the_node_has_them_and_a_note_says_so() -> None:
+    launch = command(ON_VULKAN)
     expected = {name: value for name, value in HIDDEN.items() if name != "GGML_VK_VISIBLE_DEVICES"}
-    assert command(made).spec.env == expected
+    assert launch.spec.env == expected
+    assert launch.spec.argv[launch.spec.argv.index("--device") + 1] == "Vulkan3,Vulkan1"
+    assert [note for note in launch.notes if "--device alone" in note]
 
 
 def test_the_key_is_in_the_environment_and_blanked_in_logs() -> None:

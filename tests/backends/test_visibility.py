@@ -1,7 +1,29 @@
+import stat
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from tests.backends.plans import H100, H100_TOO, SAMPLES, XTX, plan
+from xgen_ray.backends.flags import parse_help
+from xgen_ray.backends.llama_server import build
 from xgen_ray.backends.visibility import renumbered
-from xgen_ray.placement.types import DeviceAPI
+from xgen_ray.placement.types import Backend, DeviceAPI, Plan
+from xgen_ray.process import ChildProcess
+
+CURRENT = parse_help((SAMPLES / "help_vulkan_build.txt").read_text())
+# What an operator, or Ray, may have set for the process that starts the engine.
+INHERITED = {
+    "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+    "CUDA_VISIBLE_DEVICES": "7",
+    "HIP_VISIBLE_DEVICES": "7",
+    "ROCR_VISIBLE_DEVICES": "7",
+    "GGML_VK_VISIBLE_DEVICES": "2,0,1",
+}
+NO_CUDA, NO_HIP = {"CUDA_VISIBLE_DEVICES": "-1"}, {"HIP_VISIBLE_DEVICES": "-1"}
+ALWAYS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+NO_VULKAN = {"GGML_VK_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(
@@ -18,3 +40,52 @@ def test_devices_are_called_as_the_limited_process_counts_them(
     api: DeviceAPI, prefix: str, listed: tuple[str, ...], named: tuple[str, ...]
 ) -> None:
     assert renumbered(api, prefix, listed) == named
+
+
+def test_a_limited_vulkan_process_counts_from_zero_as_well() -> None:
+    assert renumbered(DeviceAPI.VULKAN, "Vulkan", ("Vulkan2", "Vulkan0"), (3, 1)) == ("Vulkan0", "Vulkan1")
+
+
+@pytest.mark.parametrize(
+    ("made", "positions", "expected"),
+    [
+        pytest.param(plan(), None, {**ALWAYS, **NO_CUDA, **NO_HIP, **NO_VULKAN}, id="cpu"),
+        pytest.param(
+            plan(Backend.LLAMA_SERVER_CUDA, gpus=(H100_TOO, H100), devices=("CUDA1", "CUDA0"), gpu_layers=9),
+            None,
+            {**ALWAYS, "CUDA_VISIBLE_DEVICES": "GPU-77b2,GPU-1f0a", **NO_HIP, **NO_VULKAN},
+            id="cuda",
+        ),
+        pytest.param(
+            plan(Backend.LLAMA_SERVER_ROCM, gpus=(XTX,), devices=("ROCm1",), gpu_layers=9),
+            None,
+            {**ALWAYS, "HIP_VISIBLE_DEVICES": "1", **NO_VULKAN},
+            id="rocm",
+        ),
+        pytest.param(
+            plan(Backend.LLAMA_SERVER_VULKAN, gpus=(XTX,), devices=("Vulkan1",), gpu_layers=9),
+            (0,),
+            {**ALWAYS, **NO_CUDA, **NO_HIP, "GGML_VK_VISIBLE_DEVICES": "0"},
+            id="vulkan",
+        ),
+        pytest.param(
+            plan(Backend.LLAMA_SERVER_VULKAN, gpus=(XTX,), devices=("Vulkan1",), gpu_layers=9),
+            None,
+            {**ALWAYS, **NO_CUDA, **NO_HIP, "GGML_VK_VISIBLE_DEVICES": "2,0,1"},
+            id="vulkan whose positions nobody knows",
+        ),
+    ],
+)
+async def test_what_the_engine_itself_finds_in_its_environment(
+    made: Plan, positions: tuple[int, ...] | None, expected: Mapping[str, str], tmp_path: Path
+) -> None:
+    engine = tmp_path / "llama-server"
+    engine.write_text("#!/bin/sh\nenv\n")
+    engine.chmod(engine.stat().st_mode | stat.S_IXUSR)
+    launch = build(made, port=4711, key="k3y", known=CURRENT, vulkan_positions=positions)
+    spec = replace(launch.spec, argv=(str(engine), *launch.spec.argv[1:]))
+    async with ChildProcess(spec, base_env={"PATH": "/usr/bin:/bin", **INHERITED}) as child:
+        await child.wait()
+    lines, _ = child.logs.read(limit=100)
+    found = dict(line.split("=", 1) for line in lines if line.partition("=")[0] in INHERITED)
+    assert found == dict(expected)

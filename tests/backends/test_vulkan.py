@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from xgen_ray.backends.engine import create_adapter
 from xgen_ray.backends.probe import ask, parse_devices
 from xgen_ray.backends.trial_model import trial_model
 from xgen_ray.backends.visibility import visibility
+from xgen_ray.backends.vulkan_order import vulkan_positions
 from xgen_ray.errors import EngineFailed
 from xgen_ray.hardware.types import GPUInfo
 from xgen_ray.placement.types import Backend, DeviceAPI, EngineDevice, Plan
@@ -91,9 +92,11 @@ async def test_a_hidden_device_is_not_listed(vulkan: VulkanBuild) -> None:
     assert await vulkan.devices({**vulkan.env, "GGML_VK_VISIBLE_DEVICES": ""}) == ()
 
 
-def limited(env: Mapping[str, str], api: DeviceAPI, *gpus: GPUInfo) -> Mapping[str, str]:
+def limited(
+    env: Mapping[str, str], api: DeviceAPI, *gpus: GPUInfo, positions: Sequence[int] | None = None
+) -> Mapping[str, str]:
     """``env`` as a process has it that was given ``gpus`` and no other."""
-    changed = {**env, **visibility(api, gpus)}
+    changed = {**env, **visibility(api, gpus, positions)}
     return {name: value for name, value in changed.items() if value is not None}
 
 
@@ -107,14 +110,23 @@ async def test_who_was_given_no_vulkan_device_sees_none(
     assert await vulkan.devices(limited(vulkan.twice, api, *gpus)) == ()
 
 
-async def test_who_was_given_a_vulkan_device_finds_it_by_the_name_that_discovery_saw(
-    vulkan: VulkanBuild,
-) -> None:
-    for env, names in ((vulkan.shown, ["Vulkan0"]), (vulkan.twice, ["Vulkan0", "Vulkan1"])):
-        discovered = await vulkan.devices(env)
-        assert [device.name for device in discovered] == names
-        limits = limited(env, DeviceAPI.VULKAN, XTX)
-        assert [device.name for device in await vulkan.devices(limits)] == names
+async def test_who_was_given_a_vulkan_device_sees_it_and_no_other(vulkan: VulkanBuild) -> None:
+    for env, name in ((vulkan.shown, "Vulkan0"), (vulkan.twice, "Vulkan0"), (vulkan.twice, "Vulkan1")):
+        positions = await vulkan_positions([vulkan.program], env, [name])
+        assert positions == (0,)
+        (device,) = await vulkan.devices(limited(env, DeviceAPI.VULKAN, XTX, positions=positions))
+        assert device.name == "Vulkan0"
+        assert "llvmpipe" in device.description
+
+
+async def test_the_real_build_says_when_there_are_no_more_devices(vulkan: VulkanBuild) -> None:
+    # Asked to list two where there is one, it names the first that is missing and lists none.
+    env = {**vulkan.env, "GGML_VK_VISIBLE_DEVICES": "0,1"}
+    answer = await ask([vulkan.program], ["--list-devices"], env)
+    assert parse_devices(answer.lines) == ()
+    assert any("Invalid device index 1" in line for line in answer.lines)
+    # Left to itself it lists none here, so there is nothing whose position could be told.
+    assert await vulkan_positions([vulkan.program], vulkan.env, ["Vulkan0"]) is None
 
 
 def on_device(vulkan: VulkanBuild, folder: Path, device: str) -> Plan:
@@ -147,7 +159,8 @@ async def test_a_model_computes_on_the_vulkan_device_it_was_given_and_on_no_othe
         await engine.load(lambda _: None)
         log = "\n".join(engine.logs().tail(4000))
     assert "offloaded 2/2 layers to GPU" in log
-    assert set(re.findall(r"(Vulkan\d)\S* .*buffer", log)) == {"Vulkan1"}
+    # The one device that it was shown of the two: it counts from 0.
+    assert set(re.findall(r"(Vulkan\d)\S* .*buffer", log)) == {"Vulkan0"}
 
 
 async def test_a_device_that_is_gone_is_a_failure_and_no_load_on_the_cpu(

@@ -6,14 +6,19 @@
 Models are placed one after another, and each stays. The first decision about a fleet also finds out which
 engine's device is which GPU of every node; that is kept. Every node has live figures of its own, so no two
 are quite equal. Refusals and evictions are timed on the fleet as it is once all models are placed.
+
+Python's garbage collector looks at all objects of the process now and then, and the decision that it stops
+pays for it: the last two columns show decisions without their pauses, and how long a pause lasts at most.
 """
 
 import argparse
+import gc
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -41,16 +46,43 @@ _GPUS_A_NODE = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Milliseconds on the processor of one decision; ``collecting`` of them were the garbage collector's."""
+
+    milliseconds: float
+    collecting: float
+
+    @property
+    def deciding(self) -> float:
+        return self.milliseconds - self.collecting
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds on the processor of one kind of decision in a fleet of one size."""
+    """One kind of decision in a fleet of one size."""
 
     nodes: int
     what: str
-    milliseconds: tuple[float, ...]
+    spent: tuple[Spent, ...]
 
-    def at(self, part: float) -> float:
-        ordered = sorted(self.milliseconds)
-        return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+def at(part: float, values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+class Pauses:
+    """Adds up what the garbage collector takes; to be put among ``gc.callbacks``."""
+
+    def __init__(self) -> None:
+        self.milliseconds = 0.0
+        self._started = 0.0
+
+    def __call__(self, phase: Literal["start", "stop"], info: Mapping[str, int]) -> None:
+        if phase == "start":
+            self._started = time.thread_time()
+        else:
+            self.milliseconds += (time.thread_time() - self._started) * 1e3
 
 
 def fleet(count: int, chance: random.Random) -> dict[str, NodeView]:
@@ -79,8 +111,8 @@ def models(count: int, chance: random.Random) -> list[ModelFacts]:
 def measure(count: int, wanted: int, seed: int = 1) -> list[Timing]:
     chance = random.Random(seed)
     views = fleet(count, chance)
-    placed: list[float] = []
-    refused: list[float] = []
+    placed: list[Spent] = []
+    refused: list[Spent] = []
     for facts in models(wanted, chance):
         spent, answer = _timed(partial(plan_fleet, facts, EngineOptions(), list(views.values())))
         if isinstance(answer, FleetRefusal):
@@ -124,11 +156,17 @@ def _full(views: dict[str, NodeView]) -> list[NodeView]:
 
 def _timed(
     decide: Callable[[], FleetPlan | FleetRefusal],
-) -> tuple[float, FleetPlan | FleetRefusal]:
-    # Time on the processor: on a shared machine the clock on the wall tells of the neighbours too.
-    started = time.thread_time()
-    answer = decide()
-    return (time.thread_time() - started) * 1e3, answer
+) -> tuple[Spent, FleetPlan | FleetRefusal]:
+    pauses = Pauses()
+    gc.callbacks.append(pauses)
+    try:
+        # Time on the processor: on a shared machine the clock on the wall tells of the neighbours too.
+        started = time.thread_time()
+        answer = decide()
+        spent = (time.thread_time() - started) * 1e3
+    finally:
+        gc.callbacks.remove(pauses)
+    return Spent(spent, pauses.milliseconds), answer
 
 
 def _view(number: int, kind: Callable[[int], GPUInfo], chance: random.Random) -> NodeView:
@@ -157,12 +195,15 @@ def _w7900(place: int) -> GPUInfo:
 
 def table(timings: Sequence[Timing]) -> Table:
     shown = Table(title="Fleet planner, milliseconds on the processor a decision")
-    for name in ("nodes", "GPUs", "decision", "count", "p50", "p99", "max"):
+    for name in ("nodes", "GPUs", "decision", "count", "p50", "p99", "max", "p99 less GC", "GC max"):
         shown.add_column(name, justify="left" if name == "decision" else "right")
     for item in timings:
-        if item.milliseconds:
-            figures = [f"{value:.1f}" for value in (item.at(0.5), item.at(0.99), max(item.milliseconds))]
-            gpus, count = item.nodes * _GPUS_A_NODE, len(item.milliseconds)
+        if item.spent:
+            whole = [one.milliseconds for one in item.spent]
+            deciding = at(0.99, (one.deciding for one in item.spent))
+            values = (at(0.5, whole), at(0.99, whole), max(whole), deciding)
+            figures = [f"{value:.1f}" for value in (*values, max(one.collecting for one in item.spent))]
+            gpus, count = item.nodes * _GPUS_A_NODE, len(item.spent)
             shown.add_row(f"{item.nodes:,}", f"{gpus:,}", item.what, f"{count}", *figures)
     return shown
 
@@ -172,8 +213,10 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--models", type=int, default=500)
     asked = parser.parse_args()
+    # As control does once it has started.
+    gc.freeze()
     timings = [timing for count in asked.nodes for timing in measure(count, asked.models)]
-    Console().print(table(timings))
+    Console(width=110).print(table(timings))
 
 
 if __name__ == "__main__":

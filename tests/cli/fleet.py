@@ -49,6 +49,7 @@ from xgen_ray.schema import (
     PoolStatus,
     Progress,
     ReplicaStatus,
+    ScaleRequest,
     StatusReport,
     VerdictReport,
 )
@@ -234,6 +235,7 @@ class Fleet:
         self.models: dict[str, ModelStatus] = {}
         self.node_reports: tuple[NodeReport, ...] = NODES
         self.requests: list[LoadRequest] = []
+        self.scaled: list[ScaleRequest] = []
         self.log_lines: list[str] = [f"line {number}" for number in range(5)]
         self.chats: list[dict[str, Any]] = []
         self.client_left = threading.Event()
@@ -267,6 +269,12 @@ class Fleet:
     async def unload(self, name: str) -> ModelStatus:
         self.models[name] = self._known(name).model_copy(update={"phase": Phase.UNLOADING})
         return self.models[name]
+
+    async def scale(self, request: ScaleRequest) -> ModelStatus:
+        self.scaled.append(request)
+        wanted = request.replicas or 1
+        self.models[request.name] = self._known(request.name).model_copy(update={"wanted_replicas": wanted})
+        return self.models[request.name]
 
     async def status(self) -> StatusReport:
         report = StatusReport(models=tuple(self.models.values()), version="0")

@@ -63,6 +63,15 @@ VULKAN = BackendStatus(
     (EngineDevice("Vulkan0", RADEON.device_name, 24 * GIB, 24 * GIB),),
 )
 CPU = BackendStatus(Backend.LLAMA_SERVER_CPU, True, "has computed a token", ("llama-server",), "b9000")
+VLLM_WITHOUT_AMDSMI = BackendStatus(
+    Backend.VLLM_ROCM,
+    False,
+    "vLLM 0.29.0 at /opt/vllm/bin/python, built for rocm, would choose UnspecifiedPlatform here: "
+    "ROCm platform is not available because: No module named 'amdsmi'",
+    ("/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server"),
+    "0.29.0",
+    advice="install amdsmi where vLLM is: /opt/vllm/bin/python -m pip install amdsmi",
+)
 HOST = HostFacts(
     "node-1",
     "Linux",

@@ -14,6 +14,7 @@ from tests.doctor.builders import (
     NVIDIA_FILES,
     RADEON,
     RTX,
+    VLLM_WITHOUT_AMDSMI,
     VULKAN,
     amd_node,
     disk,
@@ -184,6 +185,20 @@ ROWS: dict[str, tuple[NodeFacts, str, Level, str, str]] = {
         N,
         "no engine for the CPU",
         "pip install 'xgen-ray[cpu]'",
+    ),
+    "vllm without amdsmi": (
+        amd_node(statuses=(VLLM_WITHOUT_AMDSMI, VULKAN, CPU)),
+        "vllm",
+        P,
+        "would choose UnspecifiedPlatform here: ROCm platform is not available because: No module named",
+        "/opt/vllm/bin/python -m pip install amdsmi",
+    ),
+    "vllm for cards that are not there": (
+        nvidia_node(statuses=(VLLM_WITHOUT_AMDSMI, replace(VLLM_WITHOUT_AMDSMI, advice=None), CPU)),
+        "vllm",
+        W,
+        "vllm-rocm: vLLM 0.29.0",
+        "install amdsmi",
     ),
     "versions alone": (nvidia_node(), "ray", OK, "Ray 2.60.0, Python 3.11.7; no head", ""),
     "no ray": (

@@ -227,12 +227,13 @@ def test_an_engine_sees_what_its_lease_gives_it_and_no_more(
     assert (instinct["env"]["HIP_VISIBLE_DEVICES"], instinct["devices"]) == ("0", ["ROCm0"])
     assert "CUDA_VISIBLE_DEVICES" not in instinct["env"]
     for launch in (apu, mixed):
-        # Vulkan's variable counts other devices than the engine does: there the name alone decides.
-        assert "GGML_VK_VISIBLE_DEVICES" not in launch["env"]
+        # Asked for its device by the position that the drivers have it at: it is the only one there is.
+        assert len(launch["visible"]) == 1
         assert (launch["env"]["CUDA_VISIBLE_DEVICES"], launch["env"]["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")
-    assert apu["devices"] == ["Vulkan0"]
+    assert (apu["env"]["GGML_VK_VISIBLE_DEVICES"], apu["devices"]) == ("0", ["Vulkan0"])
     # The card and not the processor's GPU, which comes first in the engine's list.
-    assert (mixed["devices"], mixed["uuids"]) == (["Vulkan1"], [RTX_4090.uuid])
+    assert (mixed["env"]["GGML_VK_VISIBLE_DEVICES"], mixed["devices"]) == ("1", ["Vulkan0"])
+    assert mixed["uuids"] == [RTX_4090.uuid]
     on_cpu = psutil.Process(engine(settled[HEAD])).environ()
     assert (on_cpu["CUDA_VISIBLE_DEVICES"], on_cpu["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")
     assert on_cpu["GGML_VK_VISIBLE_DEVICES"] == ""

@@ -224,6 +224,7 @@ def test_a_kill_of_the_whole_stack_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_and_a_shared_state_are_refused(tmp_path: Path, stack: Stack) -> None:
+    assert stack.management("GET", "status").status_code == 200, "the port is taken"
     second = Stack(tmp_path, port=stack.port)
     with pytest.raises(AssertionError):
         second.start()
@@ -244,10 +245,11 @@ def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
 def test_with_keys_every_door_asks_for_one(tmp_path: Path) -> None:
     with start(tmp_path, "--api-key", "alice=sk-alice", "--api-key", "bob=sk-bob") as stack:
         for path in ("/v1/models", "/api/management/status", "/api/management/gpus"):
-            assert httpx.get(stack.url + path, trust_env=False).status_code == 401
+            assert httpx.get(stack.url + path, timeout=60, trust_env=False).status_code == 401
             for key in ("sk-alice", "sk-bob"):
                 headers = {"Authorization": f"Bearer {key}"}
-                assert httpx.get(stack.url + path, headers=headers, trust_env=False).status_code == 200
+                answer = httpx.get(stack.url + path, headers=headers, timeout=60, trust_env=False)
+                assert answer.status_code == 200
         commands = [" ".join(_command(process)) for process in stack.processes()]
         own = [command for command in commands if "xgen_ray up" in command]
         assert not [command for command in commands if "sk-alice" in command and command not in own]

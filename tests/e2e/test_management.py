@@ -536,12 +536,23 @@ def test_a_plan_tells_what_a_load_would_do_and_does_nothing(stack: Stack, models
     plan = stack.management("POST", "plan", json=body).json()
     assert plan["accepted"]
     assert plan["backend"] == "llama-server-cpu"
+    assert plan["argv"][plan["argv"].index("--model") + 1] == body["model"]
     assert plan["options"]["context"] == TINY_OPTIONS["context"]
     assert plan["footprint_bytes"] == sum(line["size_bytes"] for line in plan["footprint"]) > 0
     others = {item["backend"]: item for item in plan["candidates"] if item["backend"] != plan["backend"]}
     assert others
     assert all(item["reasons"] for item in others.values())
     assert "safetensors" in others["vllm-cpu"]["reasons"][0]
+
+
+def test_a_plan_refuses_the_arguments_that_a_load_would_refuse(stack: Stack, models: Path) -> None:
+    options = {**TINY_OPTIONS, "extra_args": ["--no-such-flag"]}
+    body = {"model": str(models / TINY), "name": "flagged", "options": options}
+    planned, loaded = (stack.management("POST", call, json=body) for call in ("plan", "load"))
+    assert (planned.status_code, loaded.status_code) == (400, 400)
+    assert "--no-such-flag" in planned.json()["error"]["message"]
+    assert planned.json()["error"]["message"] in loaded.json()["error"]["message"]
+    unload(stack, "flagged")
 
 
 def test_a_plan_that_refuses_has_the_numbers(stack: Stack, models: Path) -> None:

@@ -78,6 +78,12 @@ def _named(devices: Sequence[Device], listed: str) -> Iterator[Device]:
             return
 
 
+def _wrong_index(build: Build, env: Mapping[str, str]) -> str | None:
+    """llama.cpp takes no device at all where one is named that is not there."""
+    named = env.get("GGML_VK_VISIBLE_DEVICES", "").split(",")
+    return next((name for name in named if name.isdecimal() and int(name) >= len(build.devices)), None)
+
+
 def without_device_flags(arguments: Sequence[str]) -> list[str]:
     kept: list[str] = []
     words = iter(arguments)
@@ -91,6 +97,9 @@ def without_device_flags(arguments: Sequence[str]) -> list[str]:
 
 def main(path: str, *arguments: str) -> NoReturn:
     build = read_build(Path(path))
+    if build.prefix == "Vulkan" and (wrong := _wrong_index(build, os.environ)) is not None:
+        print(f"ggml_vulkan: Invalid device index {wrong} in GGML_VK_VISIBLE_DEVICES.")
+        sys.exit(_print("Available devices:\n  (none)"))
     seen = visible(build, os.environ)
     if "--version" in arguments:
         sys.exit(_print(f"version: 6999 (stand-in for {build.prefix})\nbuilt with cc for x86_64-linux-gnu"))

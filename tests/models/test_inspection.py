@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,9 @@ def test_nothing_and_an_empty_folder(tmp_path: Path) -> None:
         inspect(tmp_path / "none")
     with pytest.raises(BadModelFile, match="not a model folder"):
         inspect(tmp_path)
+
+
+def test_who_opens_no_gguf_waits_for_no_numpy() -> None:
+    program = "import sys, xgen_ray.models; print({'numpy', 'gguf'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"

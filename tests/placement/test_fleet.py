@@ -230,6 +230,17 @@ def test_nodes_can_be_named() -> None:
     assert "the request names other nodes: gpu-1" in reasons(other, "gpu-2")
 
 
+def test_a_refusal_speaks_of_the_nodes_that_were_asked_for() -> None:
+    boxes = [view(f"gpu-{number}", rtx4090(), on=host(16 * GIB)) for number in range(5)]
+    one = refused(dense(70), *boxes, on=["gpu-3"]).message
+    assert " on node gpu-3, with " in one
+    two = refused(dense(70), *boxes, on=["id-gpu-3", "gpu-4"]).message
+    assert " on node gpu-3, the nearest of 2 asked for, with " in two
+    away = [replace(box, schedulable=False, reason="it is away") for box in boxes[3:]]
+    none = refused(dense(70), *boxes[:3], *away, on=["gpu-3", "gpu-4"]).message
+    assert "cannot be placed on any of 2 nodes asked for. gpu-3, gpu-4: it is away." in none
+
+
 def test_a_fleet_without_nodes() -> None:
     assert "there is no node" in refused(smollm2()).message
 

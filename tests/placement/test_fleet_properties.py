@@ -175,6 +175,32 @@ def test_weighing_by_promise_finds_a_place_whenever_there_is_one(
     assert type(few) is type(every)
 
 
+@settings(max_examples=40, deadline=None)
+@given(fleets(6), FACTS, OPTIONS, st.booleans())
+def test_what_is_shared_between_nodes_changes_no_answer(
+    fleet: tuple[NodeView, ...], facts: ModelFacts, options: EngineOptions, spread: bool
+) -> None:
+    """The reference: every node is weighed as if it were alone in the world, and the best one is taken."""
+    alone = [plan_fleet(facts, options, [box], spread=spread) for box in fleet]
+    fitting = [
+        (verdict.score, verdict.name, answer.assignments[0])
+        for answer in alone
+        if isinstance(answer, FleetPlan)
+        for verdict in answer.nodes
+        if verdict.score is not None
+    ]
+    together = plan_fleet(facts, options, fleet, spread=spread, thorough=True)
+    event(f"{len(fitting)} of {len(fleet)} nodes")
+    if not fitting:
+        assert isinstance(together, FleetRefusal)
+        assert together.nodes == tuple(answer.nodes[0] for answer in alone)
+        return
+    best = min(fitting, key=lambda item: item[:2])[2]
+    assert isinstance(together, FleetPlan)
+    (chosen,) = together.assignments
+    assert (chosen.node, chosen.plan) == (best.node, best.plan)
+
+
 def larger(box: NodeView, ram: int, extra: int) -> NodeView:
     gpus = tuple(
         replace(

@@ -42,6 +42,29 @@ async def test_starts_becomes_ready_and_stops(engine: EngineMaker, deaths: Death
     assert deaths.alive() == set()
 
 
+WITH_A_WORKER = """
+import signal, subprocess, sys
+WORK = "print('at work', flush=True); input(); print('done', flush=True)"
+worker = subprocess.Popen([sys.executable, "-c", WORK], stdin=subprocess.PIPE)
+def finish(*_):
+    worker.communicate(b"\\n")
+    print("worker ended with", worker.returncode, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, finish)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("term_group", "last_words"), [(False, "worker ended with 0"), (True, "with -15")])
+async def test_workers_may_finish_where_only_the_program_is_told(term_group: bool, last_words: str) -> None:
+    spec = LaunchSpec((sys.executable, "-c", WITH_A_WORKER), stop_grace_s=SOON_S, term_group=term_group)
+    async with ChildProcess(spec, base_env=os.environ) as child, asyncio.timeout(SOON_S * 2):
+        await eventually(lambda: "at work" in child.logs.tail())
+        await child.stop()
+    assert child.logs.tail()[-1].endswith(last_words)
+    assert ("done" in child.logs.tail()) is not term_group
+
+
 async def test_what_the_child_is_given(tmp_path: Path) -> None:
     code = """
 import json, os, signal, sys
@@ -410,6 +433,14 @@ async def test_logs_can_be_followed(engine: EngineMaker) -> None:
     assert ring.read(after) == ((), after)
 
 
+def command_line(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 async def test_secrets_never_come_out(engine: EngineMaker) -> None:
     key = "sk-very-secret-0123456789"
     words = f"CUDA out of memory for {key}"
@@ -417,9 +448,7 @@ async def test_secrets_never_come_out(engine: EngineMaker) -> None:
         with pytest.raises(EngineFailed) as caught:
             await child.wait_ready()
         failure = await child.wait()
-        command_lines = " ".join(
-            " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)
-        )
+        command_lines = " ".join(map(command_line, psutil.Process().children(recursive=True)))
     shown = f"{caught.value!r} {caught.value} {caught.value.log_tail} {failure!r} {child.logs.tail()}"
     assert key not in shown
     assert "CUDA out of memory for ***" in shown

@@ -5,7 +5,7 @@ look, a download, a start. Every fault is drawn from the seed, and everything th
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.serving.builders import GIB, MIB, engines, facts, failure, radeon, replica, request, snapshot
 from xgen_ray.errors import BadModelFile, DownloadFailed, NotReady
@@ -19,6 +19,7 @@ from xgen_ray.placement import (
     gpu_key,
     observe,
 )
+from xgen_ray.schema import Scaling
 from xgen_ray.serving import leases
 from xgen_ray.serving.ladder import NO_LEASE
 from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
@@ -47,10 +48,12 @@ from xgen_ray.serving.state import (
     RememberLessons,
     ReplicaReported,
     Restored,
+    ScaleAsked,
     StartPool,
     StopPool,
     UnloadAsked,
     UseReported,
+    WakeAsked,
 )
 
 TTL_S = 45.0
@@ -155,7 +158,8 @@ class World:
     promised: dict[str, bool] = field(default_factory=dict)
     # Names that control has unloaded by itself, to make room.
     evicted: set[str] = field(default_factory=set)
-    asked: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    # What each caller wants of which name: a load (True), an unload (False), another scale (None).
+    asked: dict[str, tuple[str, bool | None]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     faults: bool = True
@@ -238,7 +242,7 @@ class World:
                 self.answered.add(caller)
                 self.open_calls.discard(caller)
                 _, is_load = self.asked[caller]
-                if error is None:
+                if error is None and is_load is not None:
                     self.promised[name] = is_load
                 elif is_load:
                     self.promised.pop(name, None)
@@ -276,8 +280,25 @@ class World:
                 self.lose_node,
                 self.gain_node,
                 self.use,
+                self.wake,
+                self.scale,
             ],
-            weights=[30, 10, 15, 15, 25, 10 * fault, 5 * fault, fault, fault, fault, fault, 2],
+            weights=[
+                30,
+                10,
+                15,
+                15,
+                25,
+                10 * fault,
+                5 * fault,
+                fault,
+                fault,
+                fault,
+                fault,
+                2,
+                2 * fault,
+                fault,
+            ],
         )[0]
         action()
         self.tend_books()
@@ -296,7 +317,10 @@ class World:
         }
         for name, ids in alive.items():
             for replica_id in ids:
-                self.inbox.append(ReplicaReported(name, replica(replica_id, since=self.now)))
+                told = replica(replica_id, since=self.now)
+                busy = self.rng.choice((0, 0, 1, 9)) if self.faults else 0
+                status = told.status.model_copy(update={"running": busy})
+                self.inbox.append(ReplicaReported(name, replace(told, status=status)))
         states = {name: app.state for name, app in self.apps.items()}
         self.inbox.append(PoolsObserved(states, {}, alive, self.now))
         for model in self.state.models.values():
@@ -310,11 +334,16 @@ class World:
             return
         effect = self.looks.pop(self.rng.randrange(len(self.looks)))
         if self.faults and self.rng.random() < 0.08:
-            error = BadModelFile("the file went away")
+            error = self.rng.choice((BadModelFile("the file went away"), NotReady("no node answers")))
             self.inbox.append(LookFailed(effect.name, effect.attempt, error, self.now))
             return
         found = facts(effect.name, self.size_of(effect.name))
-        fleet = Fleet(tuple(node.view() for node in self.nodes.values()))
+        silent = frozenset(key for key in self.nodes if self.faults and self.rng.random() < 0.05)
+        views = [
+            replace(node.view(), schedulable=key not in silent, reason="no answer" if key in silent else "")
+            for key, node in self.nodes.items()
+        ]
+        fleet = Fleet(tuple(views), silent=silent)
         self.inbox.append(LookDone(effect.name, effect.attempt, found, fleet, self.now))
 
     def size_of(self, name: str) -> int:
@@ -421,10 +450,22 @@ class World:
         self.open_calls.add(caller)
         if is_load:
             evict = "idle" if hash_of(name) % 3 == 0 else "never"
-            wish = request(name, replicas=1 + hash_of(name) % 2, evict=evict)
+            wish = request(name, **scale_of(name), evict=evict)
             self.feed(LoadAsked(name, wish, caller, self.now))
         else:
             self.feed(UnloadAsked(name, caller, self.now))
+
+    def wake(self) -> None:
+        self.inbox.append(WakeAsked(frozenset({self.rng.choice(self.names)}), self.now))
+
+    def scale(self) -> None:
+        self.callers += 1
+        caller, name = f"c{self.callers}", self.rng.choice(self.names)
+        self.asked[caller] = (name, None)
+        self.open_calls.add(caller)
+        scaling = self.rng.choice((None, Scaling(max_replicas=2), Scaling(min_replicas=0, max_replicas=3)))
+        replicas = self.rng.randrange(1, 4) if scaling is None else None
+        self.feed(ScaleAsked(name, replicas, scaling, caller, self.now))
 
     def crash(self) -> None:
         alive = [(name, key) for name, app in sorted(self.apps.items()) for key in sorted(app.replicas)]
@@ -463,8 +504,9 @@ class World:
 
     def tend_books(self) -> None:
         for node in self.nodes.values():
-            node.book = leases.expire(node.book, self.now)
-            self.check_node(node)
+            if node.book.leases or node.engines:
+                node.book = leases.expire(node.book, self.now)
+                self.check_node(node)
 
     def check_node(self, node: Node) -> None:
         """No memory is leased twice, and no engine runs without a lease."""
@@ -490,8 +532,12 @@ class World:
         self.faults = False
         for _ in range(steps):
             self.act()
-        for _ in range(12):
-            self.now += 700.0
+        self.rest(12, pause_s=700.0)
+
+    def rest(self, pauses: int, *, pause_s: float) -> None:
+        """Everything under way comes to its end, ``pauses`` times, with time passing before each."""
+        for _ in range(pauses):
+            self.now += pause_s
             self.observe()
             for _ in range(40):
                 while self.inbox:
@@ -501,6 +547,15 @@ class World:
                 for name in sorted(self.apps):
                     self.run_app(name)
                 self.tend_books()
+
+
+def scale_of(name: str) -> dict[str, object]:
+    """Some models have a fixed number of replicas, some grow and shrink, and of those some may sleep."""
+    kind = hash_of(name) % 4
+    if kind < 2:
+        return {"replicas": 1 + kind}
+    quick = {"upscale_delay_s": 2.0, "downscale_delay_s": 10.0, "ttl_s": 60.0}
+    return {"scaling": {"min_replicas": kind - 2, "max_replicas": 3, **quick}}
 
 
 def hash_of(name: str) -> int:

@@ -4,11 +4,12 @@ import asyncio
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from xgen_ray.errors import EngineFailed, ModelNotFound, NotReady
-from xgen_ray.schema import Endpoint, Phase, ServedModel
+from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
+from xgen_ray.schema import Endpoint, Phase, PoolInfo, RequestHints, ServedModel
 from xgen_ray.serving.dispatcher import TableDispatcher
 from xgen_ray.serving.table import Route, RoutedEngine, RoutingTable
 
@@ -23,9 +24,11 @@ def route(name: str, phase: Phase, *engines: RoutedEngine) -> Route:
 
 
 def table(version: int = 1, **phases: Phase) -> RoutingTable:
-    """Every ready model has the engine r1."""
+    """Every ready model has an engine, r1 that of a."""
     routes = {
-        name: route(name, phase, *([engine("r1")] if phase is Phase.READY else []))
+        name: route(
+            name, phase, *([engine("r1" if name == "a" else f"{name}-r1")] if phase is Phase.READY else [])
+        )
         for name, phase in phases.items()
     }
     return RoutingTable("life", version, routes)
@@ -137,4 +140,123 @@ async def test_use_is_told_and_forgotten_with_the_model() -> None:
 
 def test_models_that_can_be_asked_for_are_listed() -> None:
     router = dispatcher(table(1, **{phase.value: phase for phase in Phase}))
-    assert {model.name for model in router.served()} == {"resolving", "loading", "ready", "recovering"}
+    assert {model.name for model in router.served()} == {
+        "resolving",
+        "loading",
+        "ready",
+        "recovering",
+        "sleeping",
+    }
+
+
+def in_pool(name: str, pool: str) -> RoutedEngine:
+    return replace(engine(name), pool=pool)
+
+
+async def test_a_request_for_a_pool_is_answered_by_that_pool() -> None:
+    router = dispatcher(with_engines(1, in_pool("r1", "gpus"), in_pool("r2", "cpus")))
+    hints = RequestHints(pool="cpus")
+    taken = [await router.choose("a", deadline_s=1, avoid=frozenset(), hints=hints) for _ in range(4)]
+    assert {(one.replica_id, one.pool) for one in taken} == {("r2", "cpus")}
+
+
+async def test_a_pool_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    router = dispatcher(with_engines(1, in_pool("r1", "gpus"), in_pool("r2", "cpus")))
+    with pytest.raises(InvalidRequest, match="cpus, gpus") as refused:
+        await router.choose("a", deadline_s=1, avoid=frozenset(), hints=RequestHints(pool="tpus"))
+    assert refused.value.param == "x-xgen-pool"
+
+
+async def test_a_pool_whose_engine_starts_again_is_waited_for() -> None:
+    both = (in_pool("r1", "gpus"), in_pool("r2", "cpus"))
+    pools = tuple(PoolInfo(name, ("x",), None, None, None, "ready") for name in ("gpus", "cpus"))
+    one_left = with_engines(1, both[0]).routes["a"]
+    known = replace(one_left, model=replace(one_left.model, pools=pools))
+    router = dispatcher(RoutingTable("life", 1, {"a": known}))
+    hints = RequestHints(pool="cpus")
+    waiting = asyncio.create_task(router.choose("a", deadline_s=5, avoid=frozenset(), hints=hints))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    router.apply(with_engines(3, both[0], in_pool("r3", "cpus")))
+    assert (await waiting).replica_id == "r3"
+
+
+async def test_a_sleeping_model_that_is_asked_for_is_told_of_once() -> None:
+    router = dispatcher(table(a=Phase.SLEEPING, b=Phase.LOADING))
+    told = asyncio.create_task(router.woken())
+    waiting = [asyncio.create_task(choose(router, name, wait=5)) for name in ("a", "a", "b")]
+    assert await asyncio.wait_for(told, 5) == {"a"}
+    router.apply(table(2, a=Phase.READY, b=Phase.READY))
+    assert [(await one).model for one in waiting] == ["a", "a", "b"]
+
+
+async def test_an_engine_that_fails_is_doubted_and_passed_over() -> None:
+    router = dispatcher(with_engines(1, engine("bad"), engine("good")))
+    while (endpoint := await choose(router)).replica_id != "bad":
+        pass
+    router.finished(endpoint, ok=False)
+    assert await router.doubted() == {"bad"}
+    assert {(await choose(router)).replica_id for _ in range(3)} == {"good"}
+
+
+async def test_what_was_answered_teaches_which_engine_is_fast() -> None:
+    router = dispatcher(with_engines(1, engine("fast", 64), engine("slow", 64)))
+    for pause, name, other in ((0.001, "fast", "slow"), (0.06, "slow", "fast")) * 3:
+        endpoint = await choose(router, "a", 1.0, other)
+        assert endpoint.replica_id == name
+        router.answering(endpoint)
+        await asyncio.sleep(pause)
+        router.finished(endpoint, ok=True, units=10)
+    taken = Counter([(await choose(router)).replica_id for _ in range(10)])
+    assert taken["fast"] > taken["slow"]
+
+
+async def test_a_pool_that_sleeps_beside_one_that_serves_is_woken_by_its_name() -> None:
+    pools = tuple(PoolInfo(name, ("x",), None, None, None, "ready") for name in ("gpus", "cpus"))
+    one = with_engines(1, in_pool("r1", "gpus")).routes["a"]
+    both = replace(one, model=replace(one.model, pools=pools))
+    router = dispatcher(RoutingTable("life", 1, {"a": both, "a@cpus": route("a@cpus", Phase.SLEEPING)}))
+    told = asyncio.create_task(router.woken())
+    hints = RequestHints(pool="cpus")
+    with pytest.raises(NotReady):
+        await router.choose("a", deadline_s=0.01, avoid=frozenset(), hints=hints)
+    assert await asyncio.wait_for(told, 5) == {"a@cpus"}
+
+
+async def test_what_failed_and_is_tried_again_is_worth_coming_back_for() -> None:
+    lost = replace(route("a", Phase.FAILED), will_retry=True)
+    with pytest.raises(NotReady, match="tried again: out of memory"):
+        await choose(dispatcher(RoutingTable("life", 1, {"a": lost})))
+
+
+async def test_another_name_for_a_model_is_served_and_not_listed() -> None:
+    one = replace(engine("r1"), wish="a")
+    routes = {"a": route("a", Phase.READY, one), "a@b": replace(route("a@b", Phase.READY, one), listed=False)}
+    router = dispatcher(RoutingTable("life", 1, routes))
+    assert (await choose(router, "a@b")).replica_id == "r1"
+    assert [model.name for model in router.served()] == ["a"]
+    assert list(router.last_used()) == ["a"], "use counts for what control knows the engine by"
+
+
+async def test_use_counts_for_the_pool_that_was_used() -> None:
+    pools = (replace(engine("r1"), wish="a@x"), replace(engine("r2"), wish="a@y"))
+    routes = {
+        "a": route("a", Phase.READY, *pools),
+        "a@x": replace(route("a@x", Phase.READY, pools[0]), listed=False),
+        "a@y": replace(route("a@y", Phase.READY, pools[1]), listed=False),
+    }
+    router = dispatcher(RoutingTable("life", 1, routes))
+    await choose(router, "a@y")
+    assert list(router.last_used()) == ["a@y"]
+
+
+async def test_requests_for_a_model_that_sleeps_wait_and_tell_it_once() -> None:
+    router = dispatcher(table(a=Phase.SLEEPING))
+    waiting = [asyncio.create_task(choose(router, "a", 5)) for _ in range(100)]
+    async with asyncio.timeout(2):
+        assert await router.woken() == {"a"}
+    router.apply(table(2, a=Phase.READY))
+    assert {(await one).replica_id for one in waiting} == {"r1"}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await router.woken()

@@ -566,11 +566,10 @@ def test_replicas_go_to_as_many_nodes_as_it_takes_and_each_is_routed_to(control:
     assert control.state.models["small"].reason == "2 of 2 replicas ready"
 
 
-def test_replicas_on_one_node_are_one_pool(control: Control) -> None:
+def test_every_replica_is_an_application_of_its_own(control: Control) -> None:
     control.load(asked=request(replicas=2))
-    prepare = only(control.look(), PreparePool)
-    assert len(prepare.plans) == 2
-    assert only(control.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0)), StartPool).replicas == 2
+    prepares = [effect for effect in control.look() if isinstance(effect, PreparePool)]
+    assert [(len(prepare.plans), prepare.node_id) for prepare in prepares] == [(1, "n1"), (1, "n1")]
 
 
 def test_a_node_that_leaves_takes_its_pools_along_and_they_move(control: Control) -> None:

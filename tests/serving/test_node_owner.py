@@ -19,7 +19,7 @@ from tests.serving.lease_builders import GIB, card, cpu_plan, gpu_plan, snapshot
 from xgen_ray.errors import DiskFull, ModelNotFound, WrongState
 from xgen_ray.hardware import GPUProcess, GPUProcesses, NodeSnapshot, NodeUsage
 from xgen_ray.placement.claims import RAM, Claim
-from xgen_ray.placement.types import BackendStatus
+from xgen_ray.placement.types import BackendStatus, Plan
 from xgen_ray.serving.fetches import FetchState
 from xgen_ray.serving.lease_journal import LeaseJournal
 from xgen_ray.serving.leases import Lease, LeaseState, NoLease
@@ -43,6 +43,9 @@ class DescribedMachine:
     readings: int = 0
     reading: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event | None = None
+
+    async def rehearse(self, plan: Plan) -> tuple[str, ...]:
+        return (*plan.command, "--rehearsed")
 
     async def hardware(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]:
         return self.node, ()

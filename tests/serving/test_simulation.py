@@ -12,7 +12,7 @@ import pytest
 from tests.serving.simulated_fleet import World
 from xgen_ray.schema import Phase
 from xgen_ray.serving.leases import LeaseState
-from xgen_ray.serving.state import PoolPhase
+from xgen_ray.serving.state import Model, PoolPhase, WakeAsked
 from xgen_ray.serving.wishes import missing_replicas
 
 SEEDS = 2000
@@ -35,16 +35,32 @@ def run(seed: int) -> None:
             world.act()
         world.settle(150)
         check(world)
+        check_waking(world)
     except Exception as error:
         events = "\n".join(world.log)
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{events}") from error
+
+
+def check_size(model: Model, told: str) -> None:
+    """Nothing has to do anything any more: every model is as small as it may be."""
+    scaling = model.request.scaling
+    if model.phase is Phase.SLEEPING:
+        assert scaling is not None, told
+        assert (scaling.min_replicas, model.wanted, model.pools) == (0, 0, {}), told
+    elif model.phase is Phase.READY:
+        assert scaling is None or (scaling.min_replicas, model.wanted) == (1, 1), told
+        assert scaling is not None or model.wanted == model.request.replicas, told
+        assert missing_replicas(model) >= 0, f"more runs than is wanted; {told}"
 
 
 def check(world: World) -> None:
     models = world.state.models
     told = ", ".join(f"{m.name} {m.phase.value} ({m.reason})" for m in models.values())
     assert world.open_calls == set(), f"nobody is left waiting; {told}"
-    assert all(model.phase in (Phase.READY, Phase.FAILED) for model in models.values()), told
+    at_rest = (Phase.READY, Phase.FAILED, Phase.SLEEPING)
+    assert all(model.phase in at_rest for model in models.values()), told
+    for model in models.values():
+        check_size(model, told)
     assert not any(model.looking for model in models.values()), told
     assert all(model.reason for model in models.values() if model.phase is Phase.FAILED), told
     short = [model for model in models.values() if model.phase is Phase.READY and missing_replicas(model) > 0]
@@ -64,7 +80,8 @@ def check(world: World) -> None:
         for lease in node.book.leases.values()
     ), told
     remembered = set(world.registry)
-    assert {name for name, model in models.items() if model.phase is Phase.READY} <= remembered, told
+    kept = (Phase.READY, Phase.SLEEPING)
+    assert {name for name, model in models.items() if model.phase in kept} <= remembered, told
     assert remembered <= set(models), told
     for name, loaded in world.promised.items():
         if loaded:
@@ -76,6 +93,18 @@ def check(world: World) -> None:
             assert name not in models, f"{name} was unloaded and is back; {told}"
 
 
+def check_waking(world: World) -> None:
+    """Whatever sleeps comes back for a request, or says why it cannot."""
+    asleep = [name for name, model in world.state.models.items() if model.phase is Phase.SLEEPING]
+    world.feed(WakeAsked(frozenset(asleep), world.now))
+    world.rest(10, pause_s=5.0)
+    for name in asleep:
+        model = world.state.models[name]
+        told = f"{name} is {model.phase.value}: {model.reason}"
+        assert model.phase is Phase.READY or (model.phase is Phase.FAILED and model.reason), told
+
+
+@pytest.mark.simulation
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_whatever_happens_control_comes_to_rest_with_its_promises_kept(block: int) -> None:
     for seed in range(block * SEEDS // BLOCKS, (block + 1) * SEEDS // BLOCKS):

@@ -46,6 +46,8 @@ def passed_headers(
     ]
     passed.append((b"x-xgen-backend", endpoint.backend.encode("latin-1", "replace")))
     passed.append((b"x-xgen-replica", endpoint.replica_id.encode("latin-1", "replace")))
+    if endpoint.pool:
+        passed.append((b"x-xgen-pool", endpoint.pool.encode("latin-1", "replace")))
     return passed
 
 

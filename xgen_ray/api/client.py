@@ -9,23 +9,34 @@ from xgen_ray.api.errors import ErrorReply
 
 
 class Reply:
-    """The answer on its way to the client. ``started``: its status can no longer change.
+    """The answer on its way to the client. ``started``: its status can no longer change. ``early``: it went
+    out with a sign of life, before there was an answer, and whatever comes now comes as events.
 
     ``headers`` go on every answer.
     """
 
-    __slots__ = ("_headers", "_loop", "_send", "bytes_sent", "sending_since", "started", "status")
+    __slots__ = ("_headers", "_loop", "_send", "bytes_sent", "early", "sending_since", "started", "status")
 
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = headers
         self._loop = asyncio.get_running_loop()
         self.started = False
+        self.early = False
         self.status: int | None = None
         self.sending_since: float | None = None
         self.bytes_sent = 0
 
+    async def sign_of_life(self, words: str) -> None:
+        """A comment, which clients of event streams skip: nobody on the way gives the connection up."""
+        if not self.started:
+            await self.start(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
+            self.early = True
+        await self.body(f": {words}\n\n".encode(), more=True)
+
     async def start(self, status: int, headers: Headers) -> None:
+        if self.early:
+            return
         self.started = True
         self.status = status
         await self._out(
@@ -37,12 +48,17 @@ class Reply:
         await self._out({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        if self.early:
+            await self.body(b"data: " + body.replace(b"\n", b" ") + b"\n\n", more=False)
+            return
         self.started = True
         self.status = status
         self.bytes_sent += len(body)
         await send_json(self._out, status, body, [*headers, *self._headers])
 
     async def error(self, reply: ErrorReply, headers: Headers = (), *, typed: bool = False) -> None:
+        if self.early and typed:
+            await self.body(b"event: error\n", more=True)
         await self.json(reply.status, reply.encode(typed=typed), [*reply.headers, *headers])
 
     async def _out(self, message: Message) -> None:

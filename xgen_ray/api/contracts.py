@@ -12,6 +12,8 @@ from xgen_ray.schema import (
     ModelStatus,
     NodesReport,
     PlanReport,
+    RequestHints,
+    ScaleRequest,
     ServedModel,
     StatusReport,
 )
@@ -23,21 +25,28 @@ class Dispatcher(Protocol):
     def served(self) -> tuple[ServedModel, ...]:
         """Every model that has a name here, ready or not. Cheap: called for each request."""
 
-    async def choose(self, model: str, *, deadline_s: float, avoid: frozenset[str]) -> Endpoint:
-        """Pick an engine, waiting at most ``deadline_s`` while the model loads or wakes.
+    async def choose(
+        self, model: str, *, deadline_s: float, avoid: frozenset[str], hints: RequestHints
+    ) -> Endpoint:
+        """Pick an engine that suits ``hints``, waiting at most ``deadline_s`` while the model loads or wakes.
 
         Never one of ``avoid``, the ids of replicas that just failed this request: the gateway lifts
         that ban itself after a pause, for the case that there is no other.
 
-        Raises ModelNotFound, EngineFailed, or NotReady (with ``retry_after_s``) when the deadline has
-        passed. Being cancelled while waiting leaves nothing behind.
+        Raises ModelNotFound, InvalidRequest, EngineFailed, or NotReady (with ``retry_after_s``) when the
+        deadline has passed. Being cancelled while waiting leaves nothing behind.
         """
 
-    def finished(self, endpoint: Endpoint, *, ok: bool) -> None:
+    def answering(self, endpoint: Endpoint) -> None:
+        """The first byte of a good answer has come. Called at most once for every ``choose``."""
+
+    def finished(self, endpoint: Endpoint, *, ok: bool, full: bool, units: int) -> None:
         """The request on ``endpoint`` is over. Called exactly once for every ``choose`` that returned.
 
         ``ok`` is False when the engine refused, broke off, was not ready or answered with a 5xx of
-        its own making; a client that went away, or a bad request, is no fault of the engine.
+        its own making; a client that went away, or a bad request, is no fault of the engine. ``full``: it
+        took no more for now (429, 503). ``units`` is how much was answered: events of a stream, or a
+        quarter of the bytes of a whole answer; about tokens.
         """
 
 
@@ -52,6 +61,9 @@ class ControlPlane(Protocol):
 
     async def unload(self, name: str) -> ModelStatus:
         """Start unloading ``name`` and return its state. Raises ModelNotFound."""
+
+    async def scale(self, request: ScaleRequest) -> ModelStatus:
+        """Change how many replicas a model has, and nothing else. Raises ModelNotFound, WrongState."""
 
     async def status(self) -> StatusReport: ...
 

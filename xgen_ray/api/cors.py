@@ -7,9 +7,9 @@ from xgen_ray.errors import ConfigError
 
 _EXPOSED: Final = (
     b"access-control-expose-headers",
-    b"x-request-id, x-xgen-backend, x-xgen-replica, retry-after",
+    b"x-request-id, x-xgen-backend, x-xgen-pool, x-xgen-replica, retry-after",
 )
-_ASKED_HEADERS: Final = b"authorization, content-type, x-api-key, x-request-id, x-session-id"
+_ASKED_HEADERS: Final = b"authorization, content-type, x-api-key, x-request-id, x-session-id, x-xgen-pool"
 
 
 class Cors:

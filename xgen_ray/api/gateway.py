@@ -3,6 +3,7 @@
 It knows HTTP and OpenAI's vocabulary; which engine serves a model is the dispatcher's business.
 """
 
+import dataclasses
 import json
 import logging
 import re
@@ -20,11 +21,11 @@ from xgen_ray.api.cors import Cors
 from xgen_ray.api.errors import INVALID, ErrorReply, internal_error, reply_for
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.relay import Relay, RetryLimits
-from xgen_ray.api.routes import BY_PATH, HEALTH_PATH, MODELS_PATH, Route, methods_of
+from xgen_ray.api.routes import BY_PATH, GENERATE, HEALTH_PATH, MODELS_PATH, Route, methods_of
 from xgen_ray.api.upstream import Call, Upstream
-from xgen_ray.api.validation import parse_body
+from xgen_ray.api.validation import ParsedBody, parse_body
 from xgen_ray.errors import InvalidRequest, ModelNotFound, XgenRayError
-from xgen_ray.schema import ServedModel
+from xgen_ray.schema import RequestHints, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ class GatewayLimits:
 
 
 class Gateway:
-    """The ASGI application. One instance belongs to one event loop."""
+    """The ASGI application. One instance belongs to one event loop.
+
+    ``answers_request_id`` False: the server around it puts ``x-request-id`` on requests and answers itself.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,9 @@ class Gateway:
         *,
         limits: GatewayLimits | None = None,
         cors_origins: Iterable[str] = (),
+        answers_request_id: bool = True,
     ) -> None:
+        self._answers_request_id = answers_request_id
         self._dispatcher = dispatcher
         self._keys = keys
         self._limits = limits or GatewayLimits()
@@ -103,7 +109,8 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = _request_id(headers)
-        reply = Reply(send, [(b"x-request-id", request_id), *self._cors.headers_for(headers)])
+        own = [(b"x-request-id", request_id)] if self._answers_request_id else []
+        reply = Reply(send, [*own, *self._cors.headers_for(headers)])
         begun = time.monotonic()
         note = _Note()
         outcome = "answered"
@@ -114,13 +121,13 @@ class Gateway:
             outcome = "client left"
         except XgenRayError as error:
             outcome = error.code
-            if reply.started:
+            if reply.started and not reply.early:
                 return
             await reply.error(reply_for(error), typed=note.typed)
         except Exception:
             outcome = "internal error"
             logger.exception("request failed", extra={"request_id": request_id.decode()})
-            if reply.started:
+            if reply.started and not reply.early:
                 # Returning leaves the answer unfinished, so the server closes the connection.
                 return
             await reply.error(internal_error(request_id.decode()), typed=note.typed)
@@ -132,6 +139,7 @@ class Gateway:
                     "key": note.key,
                     "model": note.model,
                     "replica": note.replica,
+                    "chosen": note.chosen,
                     "status": reply.status,
                     "outcome": outcome,
                     "bytes": reply.bytes_sent,
@@ -176,7 +184,13 @@ class Gateway:
         self._check_task(parsed.model, route, path)
         call = Call(parsed.model, route.upstream, _engine_headers(headers, request_id), parsed.content)
         relay = Relay(
-            call, reply, self._dispatcher, self._upstream, limits.retry, typed=route.events_have_types
+            call,
+            reply,
+            self._dispatcher,
+            self._upstream,
+            limits.retry,
+            _hints(headers, parsed, route),
+            typed=route.events_have_types,
         )
         try:
             async with ClientWatch(receive, reply, stall_s=limits.client_stall_s):
@@ -184,7 +198,8 @@ class Gateway:
         except ModelNotFound:
             raise self._unknown(parsed.model) from None
         finally:
-            note.replica = relay.replica_id
+            if relay.endpoint is not None:
+                note.replica, note.chosen = relay.endpoint.replica_id, relay.endpoint.why
 
     async def _options(self, path: str, headers: Mapping[bytes, bytes], reply: Reply) -> None:
         allowed = methods_of(path) or ("GET", "POST", "OPTIONS")
@@ -236,6 +251,7 @@ class _Note:
     key: str | None = None
     model: str | None = None
     replica: str | None = None
+    chosen: str | None = None
     typed: bool = False
 
 
@@ -243,6 +259,22 @@ def _request_id(headers: Mapping[bytes, bytes]) -> bytes:
     """The client's own id if it is fit for headers and logs, else a new one."""
     sent = headers.get(b"x-request-id", b"")
     return sent if REQUEST_ID.fullmatch(sent) else b"req_" + secrets.token_hex(12).encode()
+
+
+def _hints(headers: Mapping[bytes, bytes], parsed: ParsedBody, route: Route) -> RequestHints:
+    """What of a request bears on who should answer it."""
+    session, pool = headers.get(b"x-session-id"), headers.get(b"x-xgen-pool")
+    # What can be streamed is written; of the rest, embedding and ranking read their input.
+    writes = "stream" in route.rules.optional
+    return RequestHints(
+        session=session.decode("latin-1") if session else parsed.session,
+        pool=pool.decode("latin-1") if pool else None,
+        body=parsed.content,
+        max_tokens=parsed.max_tokens,
+        reads=writes or bool(route.tasks - GENERATE),
+        generates=writes,
+        streamed=parsed.streamed,
+    )
 
 
 def _engine_headers(headers: Mapping[bytes, bytes], request_id: bytes) -> dict[str, str]:
@@ -276,4 +308,5 @@ def _listing(model: ServedModel) -> dict[str, object]:
         "ready": model.ready,
         "backend": model.backend,
         "max_model_len": model.context,
+        "pools": [dataclasses.asdict(pool) for pool in model.pools],
     }

@@ -19,7 +19,7 @@ from xgen_ray.api.guard import JsonBodyGuard, KeyGuard
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.errors import XgenRayError
 from xgen_ray.schema import (
-    NAME_PATTERN,
+    LOADED_PATTERN,
     BackendsReport,
     GPUsReport,
     LiftRequest,
@@ -28,6 +28,7 @@ from xgen_ray.schema import (
     ModelStatus,
     NodesReport,
     PlanReport,
+    ScaleRequest,
     StatusReport,
     Wire,
 )
@@ -45,7 +46,7 @@ T = TypeVar("T")
 class UnloadRequest(Wire):
     """Stop serving ``name`` and free what it holds."""
 
-    name: str = Field(pattern=NAME_PATTERN)
+    name: str = Field(pattern=LOADED_PATTERN)
 
 
 class ErrorBody(Wire):
@@ -92,7 +93,12 @@ def create_management_app(
 
 def _routes(control: ControlPlane, follow_interval_s: float) -> APIRouter:
     router = APIRouter(prefix="/management")
+    _add_questions(router, control, follow_interval_s)
+    _add_orders(router, control)
+    return router
 
+
+def _add_questions(router: APIRouter, control: ControlPlane, follow_interval_s: float) -> None:
     @router.get("/gpus", summary="GPUs, and what can run on them")
     async def gpus() -> GPUsReport:
         """All GPUs of the fleet with the backends they can use, and the same per node with reasons."""
@@ -106,14 +112,39 @@ def _routes(control: ControlPlane, follow_interval_s: float) -> APIRouter:
     async def nodes() -> NodesReport:
         return await control.nodes()
 
+    @router.get("/status", summary="Models: state, replicas, backend and why")
+    async def status() -> StatusReport:
+        return await control.status()
+
+    @router.get(
+        "/logs",
+        summary="An engine's output",
+        response_model=LogPage,
+        responses={200: {"content": {"text/event-stream": {}}}},
+    )
+    async def logs(
+        model: Annotated[str, Query(min_length=1, max_length=128, description="The model's name.")],
+        after: Annotated[int, Query(ge=0, description="Lines up to this one are known already.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 200,
+        replica: Annotated[str | None, Query(max_length=256, description="One replica only.")] = None,
+        follow: Annotated[
+            bool, Query(description="Server-sent events, a LogPage each, until the client leaves.")
+        ] = False,
+    ) -> Any:
+        page = await control.logs(model, after=after, limit=limit, replica_id=replica)
+        if not follow:
+            return page
+        events = _follow(control, page, limit, replica, follow_interval_s)
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+
+def _add_orders(router: APIRouter, control: ControlPlane) -> None:
     @router.post("/lift", status_code=204, summary="Give excluded backends another chance")
     async def lift(body: LiftRequest) -> None:
         """A backend that failed on a model is left out until this is called; its status says which."""
         await control.lift(body)
-
-    @router.get("/status", summary="Models: state, replicas, backend and why")
-    async def status() -> StatusReport:
-        return await control.status()
 
     @router.post("/plan", summary="What a load would do, without doing it")
     async def plan(body: LoadRequest) -> PlanReport:
@@ -142,30 +173,10 @@ def _routes(control: ControlPlane, follow_interval_s: float) -> APIRouter:
     async def unload(body: UnloadRequest) -> ModelStatus:
         return await control.unload(body.name)
 
-    @router.get(
-        "/logs",
-        summary="An engine's output",
-        response_model=LogPage,
-        responses={200: {"content": {"text/event-stream": {}}}},
-    )
-    async def logs(
-        model: Annotated[str, Query(min_length=1, max_length=128, description="The model's name.")],
-        after: Annotated[int, Query(ge=0, description="Lines up to this one are known already.")] = 0,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 200,
-        replica: Annotated[str | None, Query(max_length=256, description="One replica only.")] = None,
-        follow: Annotated[
-            bool, Query(description="Server-sent events, a LogPage each, until the client leaves.")
-        ] = False,
-    ) -> Any:
-        page = await control.logs(model, after=after, limit=limit, replica_id=replica)
-        if not follow:
-            return page
-        events = _follow(control, page, limit, replica, follow_interval_s)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
-
-    return router
+    @router.post("/scale", summary="Change how many replicas a model has")
+    async def scale(body: ScaleRequest) -> ModelStatus:
+        """A fixed number, or a rule for it. What runs goes on; the state says how far it has come."""
+        return await control.scale(body)
 
 
 async def _follow(

@@ -13,44 +13,57 @@ import aiohttp
 from xgen_ray.api.answers import content_type, error_answer, passed_headers, stream_error
 from xgen_ray.api.client import Reply
 from xgen_ray.api.contracts import Dispatcher
+from xgen_ray.api.stream_errors import StreamErrors
 from xgen_ray.api.upstream import Break, Call, Upstream, UpstreamBroke, engine_errors
 from xgen_ray.errors import EngineUnreachable, NotReady
-from xgen_ray.schema import Endpoint
+from xgen_ray.schema import Endpoint, RequestHints
 
 # How much of an engine's error is read; what is longer is cut.
 ERROR_BYTES: Final = 256 * 1024
+EVENTS: Final = "text/event-stream"
+# An answer is measured in what it takes no reading to count: its events, or its bytes.
+EVENT_START: Final = b"data: "
+BYTES_A_UNIT: Final = 4
+TOO_MANY: Final = 429
 _FIRST_PAUSE_S: Final = 0.25
 _LAST_PAUSE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """``ready_wait_s`` is how long a request waits for a model that is not ready.
+    """``ready_wait_s`` is how long a request waits for a model that is not ready; one for a stream gets a
+    comment every ``sign_of_life_s``.
 
     ``replicas`` is how many may fail one request before it is given up; ``crashes`` how many of those
     may die while at work on it: such a request may be the cause.
     """
 
     ready_wait_s: float = 300.0
+    sign_of_life_s: float = 5.0
     replicas: int = 4
     crashes: int = 2
 
 
 class Lease:
-    """A chosen engine, and the duty to report exactly once how it went."""
+    """A chosen engine, and the duty to report exactly once how it went. ``units``: so much is answered."""
 
-    __slots__ = ("_dispatcher", "_open", "endpoint")
+    __slots__ = ("_dispatcher", "_open", "endpoint", "units")
 
     def __init__(self, dispatcher: Dispatcher, endpoint: Endpoint) -> None:
         self._dispatcher = dispatcher
         self._open = True
         self.endpoint = endpoint
+        self.units = 0
 
-    def finish(self, *, ok: bool) -> None:
+    def answering(self) -> None:
+        """The first byte is there."""
+        self._dispatcher.answering(self.endpoint)
+
+    def finish(self, *, ok: bool, full: bool = False) -> None:
         """The first call counts."""
         if self._open:
             self._open = False
-            self._dispatcher.finished(self.endpoint, ok=ok)
+            self._dispatcher.finished(self.endpoint, ok=ok, full=full, units=self.units)
 
 
 class Relay:
@@ -61,6 +74,7 @@ class Relay:
         "_breaks",
         "_call",
         "_dispatcher",
+        "_hints",
         "_limits",
         "_loop",
         "_pause_s",
@@ -69,7 +83,7 @@ class Relay:
         "_typed",
         "_until",
         "_upstream",
-        "replica_id",
+        "endpoint",
     )
 
     def __init__(
@@ -79,6 +93,7 @@ class Relay:
         dispatcher: Dispatcher,
         upstream: Upstream,
         limits: RetryLimits,
+        hints: RequestHints,
         *,
         typed: bool,
     ) -> None:
@@ -87,6 +102,7 @@ class Relay:
         self._dispatcher = dispatcher
         self._upstream = upstream
         self._limits = limits
+        self._hints = hints
         self._typed = typed
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + limits.ready_wait_s
@@ -94,7 +110,7 @@ class Relay:
         self._pause_s = _FIRST_PAUSE_S
         self._breaks: list[Break] = []
         self._refused: set[str] = set()
-        self.replica_id: str | None = None
+        self.endpoint: Endpoint | None = None
 
     async def run(self) -> bool:
         """Get an answer to the client, whole or with an error at its end.
@@ -104,7 +120,7 @@ class Relay:
         """
         while True:
             lease = Lease(self._dispatcher, await self._choose())
-            self.replica_id = lease.endpoint.replica_id
+            self.endpoint = lease.endpoint
             try:
                 whole = await self._attempt(lease)
             except UpstreamBroke as broke:
@@ -125,9 +141,7 @@ class Relay:
             pause = min(self._pause_s, left)
             self._pause_s = min(self._pause_s * 2, _LAST_PAUSE_S)
             try:
-                return await self._dispatcher.choose(
-                    self._call.model, deadline_s=max(pause, 0.0), avoid=self._avoid
-                )
+                return await self._ask(pause)
             except NotReady:
                 left = self._until - self._loop.time()
                 if left <= 0:
@@ -135,7 +149,26 @@ class Relay:
                         raise EngineUnreachable(_given_up(self._call.model, self._breaks)) from None
                     raise
                 self._avoid = frozenset()
-        return await self._dispatcher.choose(self._call.model, deadline_s=max(left, 0.0), avoid=self._avoid)
+        return await self._ask(left)
+
+    async def _ask(self, seconds: float) -> Endpoint:
+        """An engine within ``seconds``. Who waits for a stream hears meanwhile that it is being worked on."""
+        until = self._loop.time() + max(seconds, 0.0)
+        while True:
+            began = self._loop.time()
+            part = max(0.0, until - began)
+            if self._hints.streamed:
+                part = min(part, self._limits.sign_of_life_s)
+            try:
+                return await self._dispatcher.choose(
+                    self._call.model, deadline_s=part, avoid=self._avoid, hints=self._hints
+                )
+            except NotReady:
+                # One that came early is no matter of time.
+                now = self._loop.time()
+                if now >= until or now < began + part / 2:
+                    raise
+            await self._reply.sign_of_life(f"waiting for {self._call.model}")
 
     def _count(self, how: Break, replica_id: str) -> None:
         """Give up, or not, after one more engine broke. One that refuses again is no further one: it is dead,
@@ -159,23 +192,32 @@ class Relay:
         response = await self._upstream.open(lease.endpoint, self._call)
         try:
             if response.status == 503:
-                lease.finish(ok=False)
+                lease.finish(ok=False, full=True)
                 return None
             if response.status >= 400:
                 await self._pass_error(response, lease)
                 return True
             with engine_errors():
                 first = await response.content.readany()
-            return await self._pass(response, first, lease)
+            errors = StreamErrors() if content_type(response.headers) == EVENTS else None
+            if errors is not None and errors.feed(first):
+                # The client has seen nothing yet: as good as no answer.
+                raise UpstreamBroke(Break.DROPPED)
+            return await self._pass(response, first, lease, errors)
         finally:
             # Ends the connection, and with it the engine's work, unless the answer is complete.
             response.close()
 
-    async def _pass(self, response: aiohttp.ClientResponse, first: bytes, lease: Lease) -> bool:
+    async def _pass(
+        self, response: aiohttp.ClientResponse, first: bytes, lease: Lease, errors: StreamErrors | None
+    ) -> bool:
+        lease.answering()
         content, reply, chunk = response.content, self._reply, first
+        in_events = content_type(response.headers) == EVENTS
         await reply.start(response.status, passed_headers(response.headers, lease.endpoint))
         while True:
             done = content.at_eof()
+            lease.units += chunk.count(EVENT_START) if in_events else len(chunk) // BYTES_A_UNIT
             if done:
                 lease.finish(ok=True)
             await reply.body(chunk, more=not done)
@@ -188,9 +230,11 @@ class Relay:
             except UpstreamBroke as broke:
                 lease.finish(ok=False)
                 return await self._broke_off(response, last, broke.how)
+            if errors is not None and errors.feed(chunk):
+                lease.finish(ok=False)
 
     async def _broke_off(self, response: aiohttp.ClientResponse, last: bytes, how: Break) -> bool:
-        if content_type(response.headers) != "text/event-stream":
+        if content_type(response.headers) != EVENTS:
             return False
         # A torn event is closed first, so that the error is read as an event of its own.
         torn = b"" if last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
@@ -205,7 +249,7 @@ class Relay:
                 if len(body) > ERROR_BYTES:
                     break
         answer = error_answer(response.status, bytes(body), self._call)
-        lease.finish(ok=not answer.engine_at_fault)
+        lease.finish(ok=not answer.engine_at_fault, full=response.status == TOO_MANY)
         headers = passed_headers(response.headers, lease.endpoint, body=False)
         if answer.content is not None:
             await self._reply.json(answer.reply.status, answer.content, headers)

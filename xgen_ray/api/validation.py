@@ -7,7 +7,7 @@ judge: unknown fields pass, and the bytes go on as they came.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -15,6 +15,11 @@ from xgen_ray.errors import InvalidRequest
 
 # Says what the value should have been, or None when it is fine.
 Check = Callable[[Any], str | None]
+T = TypeVar("T")
+
+# OpenAI's names for what should meet the same cache, and the bounds of an answer, most telling first.
+_SESSION: Final = ("prompt_cache_key", "user")
+_BOUNDS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,16 @@ class BodyRules:
 
 @dataclass(frozen=True, slots=True)
 class ParsedBody:
-    """A body that passed. ``content`` is what the engine gets."""
+    """A body that passed. ``content`` is what the engine gets.
+
+    ``session`` is what the client groups its requests by, for caches; ``max_tokens`` bounds the answer.
+    """
 
     model: str
     content: bytes
+    session: str | None = None
+    max_tokens: int | None = None
+    streamed: bool = False
 
 
 def parse_body(body: bytes, rules: BodyRules, served: Callable[[], str]) -> ParsedBody:
@@ -60,7 +71,18 @@ def parse_body(body: bytes, rules: BodyRules, served: Callable[[], str]) -> Pars
         names = " or ".join(repr(name) for name in rules.one_of)
         raise InvalidRequest(f"The body needs {names}.", rules.one_of[0])
     content = _mirrored(body, fields, rules.mirror) if rules.mirror else body
-    return ParsedBody(model, content)
+    return ParsedBody(
+        model,
+        content,
+        _first(fields, _SESSION, str),
+        _first(fields, _BOUNDS, int),
+        fields.get("stream") is True,
+    )
+
+
+def _first(fields: Mapping[str, Any], names: tuple[str, ...], kind: type[T]) -> T | None:
+    """The first of ``names`` that is given, and of that kind."""
+    return next((value for name in names if isinstance(value := fields.get(name), kind) and value), None)
 
 
 def _object(body: bytes) -> dict[str, Any]:

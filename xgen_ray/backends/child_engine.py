@@ -110,7 +110,9 @@ class ChildEngine:
             self._child = child
             try:
                 await child.start()
-                async with report_loading(self._plan.facts.weight_bytes, child, on_progress):
+                async with report_loading(
+                    self._plan.facts.weight_bytes, child, on_progress, maps_model=launch.maps_model
+                ):
                     await child.wait_ready()
             except EngineFailed as error:
                 await child.stop()

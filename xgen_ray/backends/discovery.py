@@ -5,15 +5,18 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from xgen_ray.backends.llama_server import engine_environment
-from xgen_ray.backends.probe import ask, parse_devices, parse_version
+from xgen_ray.backends.probe import AnswerCache, ask, parse_devices, parse_version
 from xgen_ray.backends.trial import Trial
+from xgen_ray.backends.vllm import vllm_environment
+from xgen_ray.backends.vllm_ask import ask_build
+from xgen_ray.backends.vllm_build import VllmBuild, interpreter_of, judge
 from xgen_ray.hardware import is_software_renderer, read_host
 from xgen_ray.placement.rows import BACKENDS, DEVICE_PREFIX_ALIASES
 from xgen_ray.placement.types import Backend, BackendRow, BackendStatus, Engine, EngineDevice
@@ -71,13 +74,20 @@ async def discover(
         async with turn:
             return await _ask_llama_server(command, child_env)
 
-    asked = await asyncio.gather(*map(look, sorted({one for many in candidates.values() for one in many})))
+    installed = {backend: _vllm_interpreter(BACKENDS[backend], path, commands) for backend in Backend}
+    looks = map(look, sorted({one for many in candidates.values() for one in many}))
+    asked, builds = await asyncio.gather(
+        asyncio.gather(*looks), _ask_vllm(installed.values(), env, cache_dir / "engines")
+    )
     servers = {server.command: server for server in asked}
 
     async def state(backend: Backend) -> BackendStatus:
         row = BACKENDS[backend]
         if row.engine is Engine.VLLM:
-            return _vllm(row, commands)
+            interpreter = installed[backend]
+            if interpreter is None:
+                return _no_vllm(row, path, commands)
+            return judge(row, builds[interpreter])
         if row.engine is Engine.LLAMA_CPP_PYTHON:
             return await _llama_cpp_python(row, trial)
         return await _first_that_can(row, [servers[command] for command in candidates[backend]], trial)
@@ -154,10 +164,40 @@ def _nothing_found(row: BackendRow) -> str:
     return f"no {names} on PATH{module}"
 
 
-def _vllm(row: BackendRow, commands: Mapping[Backend, Sequence[str]]) -> BackendStatus:
+def _vllm_interpreter(
+    row: BackendRow, path: str, commands: Mapping[Backend, Sequence[str]]
+) -> Command | None:
+    """The Python whose vLLM may serve ``row``: the one that settings name, else that of ``vllm`` on PATH."""
+    if row.engine is not Engine.VLLM:
+        return None
+    return interpreter_of(commands.get(row.backend, row.binary_names[:1]), path)
+
+
+async def _ask_vllm(
+    interpreters: Iterable[Command | None], env: Mapping[str, str], folder: Path
+) -> Mapping[Command, VllmBuild]:
+    """What each of them says, asked once however many rows it may serve; one after another, as each takes
+    seconds of a core.
+    """
+    changed = {**vllm_environment(env), **_EVERY_GPU}
+    child_env = {name: value for name, value in changed.items() if value is not None}
+    cache = AnswerCache(folder)
+    found = sorted({interpreter for interpreter in interpreters if interpreter is not None})
+    return {interpreter: await ask_build(interpreter, child_env, cache) for interpreter in found}
+
+
+def _no_vllm(row: BackendRow, path: str, commands: Mapping[Backend, Sequence[str]]) -> BackendStatus:
+    script = shutil.which(row.binary_names[0], path=path)
     if row.backend in commands:
-        return BackendStatus(row.backend, False, "a command is set, but support for vLLM is not installed")
-    return BackendStatus(row.backend, False, "support for vLLM is not installed")
+        named = " ".join(commands[row.backend])
+        reason = f"its command {named!r} is neither the Python that has vLLM nor a vllm command that is there"
+        return BackendStatus(row.backend, False, reason)
+    if script is not None:
+        reason = (
+            f"{script} does not say which Python runs it; set that Python as the command of {row.backend}"
+        )
+        return BackendStatus(row.backend, False, reason)
+    return BackendStatus(row.backend, False, "no vllm on PATH, and no command is set for it")
 
 
 async def _llama_cpp_python(row: BackendRow, trial: Trial) -> BackendStatus:

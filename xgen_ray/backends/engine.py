@@ -25,11 +25,15 @@ class EngineAddress:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Requests that an engine computes and holds back now; ``slots`` is how many it computes at most."""
+    """Requests that an engine computes and holds back now; ``slots`` is how many it computes at most.
+
+    ``cache_used`` is the part of its cache that is in use, from 0 to 1, where it tells.
+    """
 
     running: int
     waiting: int
     slots: int
+    cache_used: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +119,10 @@ def create_adapter(
         from xgen_ray.backends.llama_cpp_python import LlamaCppPython
 
         return LlamaCppPython(plan, host=host, alias=alias)
-    raise ConfigError(f"{plan.backend} cannot be started: support for vLLM is not installed")
+    if engine is Engine.VLLM:
+        from xgen_ray.backends.child_engine import ChildEngine
+        from xgen_ray.backends.vllm import VllmLauncher
+
+        vllm = VllmLauncher(plan, host=host, base_env=base_env, cache_dir=cache_dir, alias=alias)
+        return ChildEngine(plan, vllm, host=host, base_env=vllm.environment)
+    raise ConfigError(f"{plan.backend} cannot be started: it has no adapter")

@@ -21,6 +21,9 @@ LOAD_TIMEOUT_S: Final = 3.0
 _SHOWN_CHARS: Final = 500
 _RUNNING: Final = frozenset({"llamacpp:requests_processing", "vllm:num_requests_running"})
 _WAITING: Final = frozenset({"llamacpp:requests_deferred", "vllm:num_requests_waiting"})
+_CACHE_USED: Final = frozenset(
+    {"llamacpp:kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"}
+)
 
 
 class EngineClient:
@@ -101,6 +104,7 @@ class EngineClient:
 def read_load(metrics: str, slots: int) -> EngineLoad | None:
     """The load in a Prometheus text; None if it has no such figures or is none."""
     running = waiting = None
+    used: list[float] = []
     try:
         for family in text_string_to_metric_families(metrics):
             for sample in family.samples:
@@ -108,17 +112,22 @@ def read_load(metrics: str, slots: int) -> EngineLoad | None:
                     running = (running or 0) + int(sample.value)
                 elif sample.name in _WAITING:
                     waiting = (waiting or 0) + int(sample.value)
+                elif sample.name in _CACHE_USED and math.isfinite(sample.value):
+                    used.append(sample.value)
     except (ValueError, OverflowError):
         return None
-    return None if running is None else EngineLoad(running, waiting or 0, slots)
+    # Of several engines behind one address, the fullest turns requests away first.
+    fullest = max(used, default=None)
+    return None if running is None else EngineLoad(running, waiting or 0, slots, fullest)
 
 
 def _canary_request(facts: ModelFacts, task: ModelTask) -> tuple[str, Mapping[str, Any]]:
     if task is ModelTask.EMBED:
-        return "/v1/embeddings", {"model": "canary", "input": "Hi"}
+        return "/v1/embeddings", {"input": "Hi"}
     if task is ModelTask.RERANK:
-        return "/v1/rerank", {"model": "canary", "query": "Hi", "documents": ["Hi", "Bye"]}
-    common: dict[str, Any] = {"model": "canary", "max_tokens": 1, "temperature": 0}
+        return "/v1/rerank", {"query": "Hi", "documents": ["Hi", "Bye"]}
+    # Without a model's name: an engine has one, and vLLM knows it by the name that users have for it alone.
+    common: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
     if facts.has_chat_template:
         return "/v1/chat/completions", {**common, "messages": [{"role": "user", "content": "Hi"}]}
     return "/v1/completions", {**common, "prompt": "Hi"}

@@ -170,9 +170,19 @@ class Expressed:
     note: str | None = None
 
 
-def express(known: KnownFlags, meaning: str, value: str | None = None) -> Expressed:
-    """Say ``meaning`` to this build. Raises ``UnknownOption`` when it must be said and cannot be."""
-    row = MEANINGS[meaning]
+def express(
+    known: KnownFlags,
+    meaning: str,
+    value: str | None = None,
+    *,
+    table: Mapping[str, Meaning] = MEANINGS,
+    program: str = "llama-server",
+) -> Expressed:
+    """Say ``meaning`` to this build. Raises ``UnknownOption`` when it must be said and cannot be.
+
+    ``table`` has the spellings of ``program``.
+    """
+    row = table[meaning]
     for flag, *template in row.spellings:
         words = [value if word == "{}" and value is not None else word for word in template]
         found = known.find(flag)
@@ -185,9 +195,9 @@ def express(known: KnownFlags, meaning: str, value: str | None = None) -> Expres
     # Names alone: a value may be a secret.
     wanted = " or ".join(spelling[0] for spelling in row.spellings)
     if row.absent is Absent.NOTE:
-        return Expressed((), f"this build of llama-server has no {wanted}: left out")
+        return Expressed((), f"this build of {program} has no {wanted}: left out")
     raise UnknownOption(
-        f"{meaning} needs {wanted}, which this build of llama-server lacks or takes other values for; "
+        f"{meaning} needs {wanted}, which this build of {program} lacks or takes other values for; "
         "install a newer build",
         meaning,
     )

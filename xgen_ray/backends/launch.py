@@ -8,10 +8,14 @@ from xgen_ray.process import LaunchSpec
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command to start, and in ``notes`` what this build could not be told."""
+    """A command to start, and in ``notes`` what this build could not be told.
+
+    ``maps_model``: the program's own memory tells how much of the model it has read.
+    """
 
     spec: LaunchSpec
     notes: tuple[str, ...] = ()
+    maps_model: bool = True
 
 
 class Launcher(Protocol):

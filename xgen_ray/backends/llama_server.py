@@ -6,7 +6,7 @@ none that could pass for a flag is taken.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -16,10 +16,11 @@ from xgen_ray.backends.flags import KnownFlags, express
 from xgen_ray.backends.launch import Launch, base_url
 from xgen_ray.backends.probe import AnswerCache, known_flags
 from xgen_ray.backends.visibility import renumbered, visibility
+from xgen_ray.backends.vulkan_order import vulkan_positions
 from xgen_ray.errors import InvalidRequest
 from xgen_ray.models.types import ModelTask
 from xgen_ray.placement.rows import BACKENDS
-from xgen_ray.placement.types import BackendRow, Plan, ResolvedOptions
+from xgen_ray.placement.types import DeviceAPI, Plan, ResolvedOptions
 from xgen_ray.process import LaunchSpec, Readiness, loading_deadline
 
 _MIB = 2**20
@@ -32,6 +33,10 @@ _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 _TASKS: Final = MappingProxyType({ModelTask.EMBED: "embed", ModelTask.RERANK: "rerank"})
 # Whatever the device: waiting threads must sleep, or two engines on shared cores stall each other.
 _ENV: Final = MappingProxyType({"OMP_WAIT_POLICY": "PASSIVE"})
+_BY_NAME_ALONE: Final = (
+    "the engine does not say for sure which of the drivers' Vulkan devices are its own: it is kept to them "
+    "by --device alone"
+)
 
 
 class LlamaServerLauncher:
@@ -51,7 +56,24 @@ class LlamaServerLauncher:
 
     async def __call__(self, port: int, key: str) -> Launch:
         known = await known_flags(self._plan.command, self.environment, self._cache)
-        return build(self._plan, port=port, key=key, known=known, host=self._host, alias=self._alias)
+        positions = await self._vulkan_positions()
+        return build(
+            self._plan,
+            port=port,
+            key=key,
+            known=known,
+            host=self._host,
+            alias=self._alias,
+            vulkan_positions=positions,
+        )
+
+    async def _vulkan_positions(self) -> tuple[int, ...] | None:
+        """Asked at every start: drivers come and go, and with them the numbers."""
+        options = self._plan.options
+        api = BACKENDS[self._plan.backend].device_api
+        if api is not DeviceAPI.VULKAN or not options.devices or options.gpu_layers <= 0:
+            return None
+        return await vulkan_positions(self._plan.command, self.environment, options.devices)
 
 
 def engine_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -70,12 +92,20 @@ def alias_of(path: str) -> str:
 
 
 def build(
-    plan: Plan, *, port: int, key: str, known: KnownFlags, host: str = "127.0.0.1", alias: str | None = None
+    plan: Plan,
+    *,
+    port: int,
+    key: str,
+    known: KnownFlags,
+    host: str = "127.0.0.1",
+    alias: str | None = None,
+    vulkan_positions: Sequence[int] | None = None,
 ) -> Launch:
     """The command that runs ``plan`` on ``host:port``, opened by ``key`` alone. Starts nothing.
 
     ``known`` is what this build of llama-server understands. ``alias`` is the name under which answers
-    speak of the model. Raises ``UnknownOption`` when the build cannot do what the plan needs, and
+    speak of the model. ``vulkan_positions`` are what Vulkan's variable calls the plan's devices, if that is
+    known. Raises ``UnknownOption`` when the build cannot do what the plan needs, and
     ``InvalidRequest`` for values that no command line should carry.
     """
     row = BACKENDS[plan.backend]
@@ -83,11 +113,15 @@ def build(
     on_gpu = row.needs_gpu and options.gpu_layers > 0 and bool(options.devices)
     argv = list(plan.command)
     notes: list[str] = []
-    for meaning, value in _meanings(plan, row, on_gpu, host, port, alias):
+    devices = renumbered(row.device_api, row.device_prefix, options.devices, vulkan_positions)
+    for meaning, value in _meanings(plan, devices if on_gpu else (), host, port, alias):
         said = express(known, meaning, None if value is None else _plain(meaning, value))
         argv += said.argv
         notes += [said.note] if said.note else []
-    env: dict[str, str | None] = {**_ENV, **visibility(row.device_api, options.gpus if on_gpu else ())}
+    if on_gpu and row.device_api is DeviceAPI.VULKAN and vulkan_positions is None:
+        notes.append(_BY_NAME_ALONE)
+    limits = visibility(row.device_api, options.gpus if on_gpu else (), vulkan_positions)
+    env: dict[str, str | None] = {**_ENV, **limits}
     api_key = known.find("--api-key")
     if api_key is not None and api_key.env == _KEY_VARIABLE:
         # Other users of the node can read a command line, not an environment.
@@ -100,7 +134,7 @@ def build(
 
 
 def _meanings(
-    plan: Plan, row: BackendRow, on_gpu: bool, host: str, port: int, alias: str | None
+    plan: Plan, devices: Sequence[str], host: str, port: int, alias: str | None
 ) -> Iterator[tuple[str, str | None]]:
     """What has to be said, in the order of the command line."""
     options = plan.options
@@ -117,19 +151,19 @@ def _meanings(
     yield "ubatch", str(options.ubatch)
     yield "threads", str(options.threads)
     yield "threads_batch", str(options.threads)
-    yield from _placement(options, row, on_gpu)
+    yield from _placement(options, devices)
     yield from _memory(options)
     yield from _serving(options)
 
 
-def _placement(options: ResolvedOptions, row: BackendRow, on_gpu: bool) -> Iterator[tuple[str, str | None]]:
-    if not on_gpu:
+def _placement(options: ResolvedOptions, devices: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    if not devices:
         yield "gpu_layers", "0"
         yield "no_device", None
         return
     yield "gpu_layers", str(options.gpu_layers)
     # By name: with layers alone, a build that finds no device goes on silently on the CPU.
-    yield "device", ",".join(renumbered(row.device_api, row.device_prefix, options.devices))
+    yield "device", ",".join(devices)
     if options.split_mode is not None:
         yield "split_mode", options.split_mode
     if options.main_gpu is not None:

@@ -1,4 +1,4 @@
-"""How far a load is, guessed from outside: llama.cpp's log names steps, the kernel tells the memory."""
+"""How far a load is, guessed from outside: an engine's log names steps, the kernel tells the memory."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,30 @@ from xgen_ray.schema import Progress
 INTERVAL_S: Final = 0.5
 FIRST_STEP: Final = "reading the model"
 _STEPS: Final = (
-    (re.compile(r"loading model|load_tensors|loading weights", re.IGNORECASE), FIRST_STEP),
+    (
+        re.compile(
+            r"loading model|load_tensors|loading weights|starting to load|checkpoint shards|initializing a v",
+            re.IGNORECASE,
+        ),
+        FIRST_STEP,
+    ),
     (re.compile(r"threadpool init|warming up|warmup", re.IGNORECASE), "warming up"),
-    (re.compile(r"initializing,? (?:slots|n_slots)", re.IGNORECASE), "making room for requests"),
-    (re.compile(r"model loaded|listening on", re.IGNORECASE), "about to answer"),
+    (
+        re.compile(r"initializing,? (?:slots|n_slots)|KV cache (?:size|layout|on node)", re.IGNORECASE),
+        "making room for requests",
+    ),
+    (
+        re.compile(r"Dynamo bytecode|Compiling a graph|torch\.compile (?:takes|took)|Capturing CUDA graph"),
+        "compiling, and recording GPU graphs",
+    ),
+    (re.compile(r"init engine .* took"), "warming up"),
+    (
+        re.compile(r"model loaded|listening on|starting vllm|application startup", re.IGNORECASE),
+        "about to answer",
+    ),
 )
+# What vLLM tells of the weights: its own process maps none of them.
+_SHARDS = re.compile(r"checkpoint shards:\s+(\d+)% Completed")
 
 
 def step(lines: Sequence[str], before: str) -> str:
@@ -31,12 +50,23 @@ def step(lines: Sequence[str], before: str) -> str:
     return before
 
 
+def shards_read(lines: Sequence[str], before: float | None) -> float | None:
+    """The part of the weights that the latest of ``lines`` says is read, else the part ``before``."""
+    for line in reversed(lines):
+        if found := _SHARDS.search(line):
+            return int(found[1]) / 100
+    return before
+
+
 @contextlib.asynccontextmanager
 async def report_loading(
-    weight_bytes: int, child: ChildProcess, on_progress: OnProgress
+    weight_bytes: int, child: ChildProcess, on_progress: OnProgress, *, maps_model: bool = True
 ) -> AsyncIterator[None]:
-    """While the block runs, tell ``on_progress`` what has changed."""
-    task = asyncio.create_task(_follow(weight_bytes, child, on_progress), name="loading progress")
+    """While the block runs, tell ``on_progress`` what has changed.
+
+    ``maps_model``: the memory of ``child`` itself tells how much of the model is read; else its log does.
+    """
+    task = asyncio.create_task(_follow(weight_bytes, child, on_progress, maps_model), name="loading progress")
     try:
         yield
     finally:
@@ -44,12 +74,16 @@ async def report_loading(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _follow(weight_bytes: int, child: ChildProcess, on_progress: OnProgress) -> None:
-    message, position, told = FIRST_STEP, 0, None
+async def _follow(weight_bytes: int, child: ChildProcess, on_progress: OnProgress, maps_model: bool) -> None:
+    message, position, told, part = FIRST_STEP, 0, None, None
     while True:
         lines, position = child.logs.read(position)
         message = step(lines, message)
-        done = _resident_bytes(child.pid)
+        part = shards_read(lines, part)
+        if maps_model:
+            done = _resident_bytes(child.pid)
+        else:
+            done = None if part is None else int(part * weight_bytes)
         progress = Progress(
             stage="load",
             message=message,

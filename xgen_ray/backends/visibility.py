@@ -22,12 +22,14 @@ _HIDDEN: Final[Mapping[str, str | None]] = MappingProxyType(
 )
 
 
-def visibility(api: DeviceAPI, gpus: Sequence[GPUInfo]) -> dict[str, str | None]:
+def visibility(
+    api: DeviceAPI, gpus: Sequence[GPUInfo], positions: Sequence[int] | None = None
+) -> dict[str, str | None]:
     """Variables under which a process sees ``gpus`` through ``api`` and no other GPU. None: to be removed.
 
-    Vulkan is the exception: its variable counts the driver's devices, software renderers included, and
-    not the engine's list, and naming a position also lifts the engine's own filter of such renderers.
-    There the variable is left as the node has it, and the engine is told its devices by name.
+    Vulkan's variable takes ``positions`` among all devices of all drivers, which only the engine can tell
+    (``vulkan_order``). Where they are not known, the variable is left as the node has it, and the engine is
+    kept to its devices by their names alone.
     """
     variables = dict(_HIDDEN)
     # The order that the node's GPUs are numbered in; CUDA's own is by speed.
@@ -40,17 +42,22 @@ def visibility(api: DeviceAPI, gpus: Sequence[GPUInfo]) -> dict[str, str | None]
         variables["HIP_VISIBLE_DEVICES"] = ",".join(str(gpu.device_index) for gpu in gpus)
         # HIP heeds this one too where its own is not set, and Ray sets it.
         variables["CUDA_VISIBLE_DEVICES"] = None
+    elif api is DeviceAPI.VULKAN and positions is not None:
+        variables["GGML_VK_VISIBLE_DEVICES"] = ",".join(map(str, positions))
     elif api is DeviceAPI.VULKAN:
         del variables["GGML_VK_VISIBLE_DEVICES"]
     return variables
 
 
-def renumbered(api: DeviceAPI, prefix: str | None, devices: Sequence[str]) -> tuple[str, ...]:
+def renumbered(
+    api: DeviceAPI, prefix: str | None, devices: Sequence[str], positions: Sequence[int] | None = None
+) -> tuple[str, ...]:
     """The engine's names of ``devices`` in a process that ``visibility`` was applied to.
 
-    CUDA and HIP count what is visible, from 0, in the order of the variable; the names that discovery
-    saw count all.
+    All count what is visible, from 0, in the order of the variable; the names that discovery saw count
+    all. A Vulkan engine whose variable was left alone goes on to count those too.
     """
-    if api in (DeviceAPI.CUDA, DeviceAPI.ROCM) and prefix is not None:
+    limited = api in (DeviceAPI.CUDA, DeviceAPI.ROCM) or (api is DeviceAPI.VULKAN and positions is not None)
+    if limited and prefix is not None:
         return tuple(f"{prefix}{position}" for position in range(len(devices)))
     return tuple(devices)

@@ -22,6 +22,7 @@ from xgen_ray.cli.node import node
 from xgen_ray.cli.nodes import nodes
 from xgen_ray.cli.plan import plan
 from xgen_ray.cli.ps import ps
+from xgen_ray.cli.scale import scale
 from xgen_ray.cli.unload import unload
 from xgen_ray.cli.up import up
 from xgen_ray.errors import XgenRayError
@@ -94,6 +95,7 @@ app.command(rich_help_panel=_LOOK)(detect)
 app.command(rich_help_panel=_LOOK)(doctor)
 app.command(rich_help_panel=_LOOK, epilog=options.option_list())(plan)
 app.command(rich_help_panel=_MODELS, epilog=options.option_list())(load)
+app.command(rich_help_panel=_MODELS)(scale)
 app.command(rich_help_panel=_MODELS)(unload)
 app.command(rich_help_panel=_MODELS)(ps)
 app.command(rich_help_panel=_MODELS)(logs)

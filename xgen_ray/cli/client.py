@@ -24,7 +24,9 @@ from xgen_ray.schema import (
     ModelStatus,
     NodesReport,
     PlanReport,
+    ScaleRequest,
     StatusReport,
+    Wire,
 )
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -97,6 +99,10 @@ class Server:
     def nodes(self) -> NodesReport:
         """Return every node of the cluster, also those that do not answer."""
         return self._management("GET", "nodes", NodesReport)
+
+    def scale(self, request: ScaleRequest) -> ModelStatus:
+        """Change how many replicas a model has."""
+        return self._management("POST", "scale", ModelStatus, body=_body(request))
 
     def lift(self, request: LiftRequest) -> None:
         """Give excluded backends of a model another chance. Raises ``ServerRefusal`` if there are none."""
@@ -209,7 +215,7 @@ class Server:
             ) from None
 
 
-def _body(request: LoadRequest) -> dict[str, Any]:
+def _body(request: Wire) -> dict[str, Any]:
     return request.model_dump(mode="json", exclude_defaults=True)
 
 

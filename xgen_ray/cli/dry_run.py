@@ -7,6 +7,7 @@ from pathlib import Path
 from xgen_ray.errors import ModelNotFound
 from xgen_ray.models import ModelFacts, download, inspect, inspect_remote, parse_source
 from xgen_ray.placement import plan
+from xgen_ray.placement.types import Plan
 from xgen_ray.schema import LoadRequest, PlanReport
 from xgen_ray.serving.inventory import InventoryReader
 from xgen_ray.serving.reports import one_node_report
@@ -32,7 +33,10 @@ def plan_here(request: LoadRequest) -> PlanReport:
         usage=inventory.usage,
         policy=inventory.policy,
     )
-    return one_node_report(request.model, decision)
+    report = one_node_report(request.model, decision)
+    if isinstance(decision, Plan):
+        report = report.model_copy(update={"argv": asyncio.run(reader.rehearse(decision))})
+    return report
 
 
 def _facts(model: str, hub_dir: Path) -> ModelFacts:

@@ -28,9 +28,19 @@ def load(
         str | None,
         typer.Option("--name", help="Serve it under this name, else one made from the file's."),
     ] = None,
-    replicas: Annotated[
-        int, typer.Option("--replicas", min=1, max=64, metavar="N", help="Engines to run.")
-    ] = 1,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool",
+            metavar="POOL",
+            show_default=False,
+            help="Serve the name by this pool as well: other files, engines or nodes.",
+        ),
+    ] = None,
+    replicas: options.Replicas = None,
+    min_replicas: options.MinReplicas = None,
+    max_replicas: options.MaxReplicas = None,
+    ttl: options.Ttl = None,
     wait: Annotated[
         bool,
         typer.Option(
@@ -66,11 +76,16 @@ def load(
       xgen-ray load hf:org/name:model-q4_k_m.gguf --context 8192 --slots 4
       xgen-ray load /models/big --backend vllm-cuda --gpu 0,1 -o dtype=bfloat16
       xgen-ray load hf:org/name --replicas 3 --spread --evict idle
+      xgen-ray load ./model.gguf --max-replicas 4 --ttl 600
+      xgen-ray load hf:org/name --name llama --pool vllm --backend vllm-cuda
+      xgen-ray load ./llama.gguf --name llama --pool apu --node apu-1
     """
     request = options.load_request(
         model,
         name=name,
+        pool=pool,
         replicas=replicas,
+        scaling=options.scaling_of(min_replicas, max_replicas, ttl),
         nodes=node,
         evict=evict,
         spread=spread,

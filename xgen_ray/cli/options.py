@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.placement.types import Backend, EngineOptions
-from xgen_ray.schema import LoadRequest
+from xgen_ray.schema import LoadRequest, Scaling
 
 # Shown after an option that takes no value: nothing.
 FLAG = ""
@@ -26,6 +26,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _SERVER = "Server"
 _ENGINE = "Engine"
 _PLACE = "Place"
+_SCALE = "Scale"
 _HELP_WIDTH = 78
 # A name before a colon: hf:, and https:, which the server refuses in its own words.
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -115,6 +116,53 @@ Spread = Annotated[
         rich_help_panel=_PLACE,
     ),
 ]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        "--replicas",
+        min=1,
+        max=64,
+        metavar="N",
+        show_default=False,
+        help="Engines to run, whatever the load; one unless said.",
+        rich_help_panel=_SCALE,
+    ),
+]
+MinReplicas = Annotated[
+    int | None,
+    typer.Option(
+        "--min-replicas",
+        min=0,
+        max=64,
+        metavar="N",
+        show_default=False,
+        help="Engines that stay; with 0 an unused model sleeps until a request comes.",
+        rich_help_panel=_SCALE,
+    ),
+]
+MaxReplicas = Annotated[
+    int | None,
+    typer.Option(
+        "--max-replicas",
+        min=1,
+        max=64,
+        metavar="N",
+        show_default=False,
+        help="As many engines as the load asks for, up to so many.",
+        rich_help_panel=_SCALE,
+    ),
+]
+Ttl = Annotated[
+    float | None,
+    typer.Option(
+        "--ttl",
+        min=0,
+        metavar="SECONDS",
+        show_default=False,
+        help="Unused for so long, a model without --min-replicas sleeps.",
+        rich_help_panel=_SCALE,
+    ),
+]
 Gpus = Annotated[
     list[str] | None,
     typer.Option(
@@ -138,11 +186,28 @@ Pairs = Annotated[
 ]
 
 
+def scaling_of(minimum: int | None, maximum: int | None, ttl: float | None) -> Scaling | None:
+    """Return the rule that a command line asks for; None if it has none. A ttl alone means "may sleep"."""
+    if minimum is None and maximum is None and ttl is None:
+        return None
+    if minimum is None:
+        minimum = 1 if ttl is None else 0
+    given: dict[str, float] = {"min_replicas": minimum, "max_replicas": maximum or max(1, minimum)}
+    if ttl is not None:
+        given["ttl_s"] = ttl
+    try:
+        return Scaling.model_validate(given)
+    except ValidationError as error:
+        raise _usage(error, "--") from None
+
+
 def load_request(
     model: str,
     *,
     name: str | None = None,
-    replicas: int = 1,
+    pool: str | None = None,
+    replicas: int | None = None,
+    scaling: Scaling | None = None,
     nodes: Sequence[str] | None = None,
     evict: Eviction = Eviction.NEVER,
     spread: bool = False,
@@ -156,11 +221,14 @@ def load_request(
     options = engine_options(
         backend=backend, context=context, slots=slots, gpus=gpus, pairs=pairs, spread=spread
     )
+    size = {"replicas": replicas} if replicas is not None else {}
     try:
         return LoadRequest(
             model=absolute(model),
             name=name,
-            replicas=replicas,
+            pool=pool,
+            **size,
+            scaling=scaling,
             nodes=tuple(dict.fromkeys(nodes)) if nodes else None,
             evict=evict.value,
             options=options,

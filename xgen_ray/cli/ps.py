@@ -147,7 +147,8 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
     ]
     if model.shortfall is not None:
         rows.append(("missing", model.shortfall))
-    rows += [("why", f"{pool.node}: {pool.why}") for pool in model.pools]
+    whys = dict.fromkeys(f"{pool.node}: {pool.why}" for pool in model.pools)
+    rows += [("why", why) for why in whys]
     if model.plan:
         if not model.pools:
             rows.append(("why", model.plan.why))

@@ -13,7 +13,13 @@ from xgen_ray.doctor.host_checks import (
     check_open_files,
     check_processor,
 )
-from xgen_ray.doctor.software_checks import check_engines, check_haproxy, check_hub, check_versions
+from xgen_ray.doctor.software_checks import (
+    check_engines,
+    check_haproxy,
+    check_hub,
+    check_versions,
+    check_vllm,
+)
 
 Check = Callable[[NodeFacts], Iterator[Finding]]
 
@@ -22,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     check_device_files,
     check_engines_of_gpus,
     check_engines,
+    check_vllm,
     check_versions,
     check_haproxy,
     check_processor,

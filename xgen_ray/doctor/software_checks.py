@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from xgen_ray.doctor.facts import Head, NodeFacts, Versions
 from xgen_ray.doctor.findings import Finding, Level
 from xgen_ray.placement import BACKENDS
-from xgen_ray.placement.types import DeviceAPI
+from xgen_ray.placement.types import DeviceAPI, Engine
 
 _SLOW_HUB_S = 3.0
 
@@ -55,6 +55,20 @@ def check_engines(facts: NodeFacts) -> Iterator[Finding]:
     if not any(BACKENDS[status.backend].device_api is DeviceAPI.CPU for status in able):
         found = "no engine for the CPU: nothing to fall back to when a GPU's engine fails"
         yield Finding("engines", Level.NOTE, found, "pip install 'xgen-ray[cpu]'")
+
+
+def check_vllm(facts: NodeFacts) -> Iterator[Finding]:
+    """Of each vLLM that is there and cannot start: which platform it would choose, why, and what to do."""
+    kinds = {gpu.gpu_type for gpu in facts.snapshot.detection.gpus}
+    told: set[tuple[str, ...]] = set()
+    for status in facts.statuses:
+        row = BACKENDS[status.backend]
+        if row.engine is not Engine.VLLM or status.available or not status.command or status.command in told:
+            continue
+        told.add(status.command)
+        level = Level.PROBLEM if kinds & row.gpu_types else Level.WARNING
+        found = f"{status.backend}: {status.reason}"
+        yield Finding("vllm", level, found, status.advice or "mend or remove it")
 
 
 def check_haproxy(facts: NodeFacts) -> Iterator[Finding]:

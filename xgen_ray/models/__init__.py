@@ -2,7 +2,7 @@
 
 from xgen_ray.models.confinement import resolve_local
 from xgen_ray.models.download import download
-from xgen_ray.models.gguf_facts import read_gguf
+from xgen_ray.models.gguf_file import read_gguf
 from xgen_ray.models.hf_folder import read_hf_folder
 from xgen_ray.models.inspection import inspect
 from xgen_ray.models.progress import progress_bar

@@ -8,7 +8,7 @@ from typing import NoReturn
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, LlamaFileType, PoolingType
 
 from xgen_ray.errors import BadModelFile
-from xgen_ray.models.files import DISK, Files
+from xgen_ray.models.files import Files
 from xgen_ray.models.gguf_header import GGUFHeader, Skipped, Value, read_header
 from xgen_ray.models.splits import parse_split_name
 from xgen_ray.models.templates import renders_tools
@@ -42,13 +42,9 @@ _MAX_NAME = 200
 _GUESSED = LlamaFileType.GUESSED.value
 
 
-def read_gguf(path: Path | str, files: Files = DISK) -> ModelFacts:
-    """Facts of the model in the GGUF file ``path``, or in the split set that it is a part of.
-
-    Reads headers only. Raises ``BadModelFile`` for anything that an engine could not load for the file's
-    own sake; an architecture that no engine knows is not such a thing.
-    """
-    headers = _read_parts(Path(path), files)
+def facts_of(path: Path, files: Files) -> ModelFacts:
+    """The work of :func:`xgen_ray.models.gguf_file.read_gguf`."""
+    headers = _read_parts(path, files)
     first = headers[0]
     tensors = [tensor for header in headers for tensor in header.tensors]
     if not tensors:

@@ -25,8 +25,8 @@ from gguf.constants import (
 
 from xgen_ray.errors import BadModelFile
 from xgen_ray.models.files import DISK, Files, Readable, read_exactly
+from xgen_ray.models.gguf_file import MAGIC
 
-MAGIC = b"GGUF"
 VERSIONS = (2, GGUF_VERSION)
 
 # Far above any real file, low enough that a lying header costs about a second and a few MiB.

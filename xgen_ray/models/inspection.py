@@ -5,8 +5,7 @@ from typing import NoReturn
 
 from xgen_ray.errors import BadModelFile
 from xgen_ray.models.files import DISK, Files, read_exactly
-from xgen_ray.models.gguf_facts import read_gguf
-from xgen_ray.models.gguf_header import MAGIC
+from xgen_ray.models.gguf_file import MAGIC, read_gguf
 from xgen_ray.models.hf_folder import CONFIG, UNSAFE_SUFFIXES, read_hf_folder
 from xgen_ray.models.splits import is_projector, parse_split_name
 from xgen_ray.models.types import ModelFacts

@@ -1,13 +1,13 @@
 """The nodes in the course of one decision: what has been placed on each, and which is best next."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from xgen_ray.placement.scale import Scale
 from xgen_ray.placement.score import Score
-from xgen_ray.placement.screen import Promise, Size, filtered, promise, size_of, too_large
-from xgen_ray.placement.survey import Found, survey
-from xgen_ray.placement.types import Backend, Plan
+from xgen_ray.placement.screen import Promise, Screen, filtered, screen, size_of
+from xgen_ray.placement.survey import Kind, kind_of
+from xgen_ray.placement.types import Plan
 from xgen_ray.placement.verdicts import NodeVerdict, verdict_of
 from xgen_ray.placement.views import NodeView, with_plan, without_models
 
@@ -24,24 +24,28 @@ class Field:
     ) -> None:
         self._scale = scale
         self._most = most
+        self._better = (f"not weighed: {most} others looked better",)
         self._out: dict[str, tuple[str, ...]] = {}
         self._promises: dict[str, Promise] = {}
-        self._size: Size | None = None
+        self._screen: Screen | None = None
+        self._ranking: tuple[NodeView, ...] | None = None
+        self._full = False
         self.placed: Counter[str] = Counter()
         self.views = {
             view.node_id: view for view in sorted(views, key=lambda view: (view.name, view.node_id))
         }
         for view in self.views.values():
-            found = survey(view.snapshot, view.statuses, scale.policy)
-            reasons = filtered(view, scale.facts, found, on)
+            kind = kind_of(view.snapshot, view.statuses, scale.policy)
+            reasons = filtered(view, scale.facts, kind, on)
             if reasons:
                 self._out[view.node_id] = reasons
             else:
-                self._promises[view.node_id] = self._promise(view, found)
+                self._promises[view.node_id] = self._promise(view, kind)
 
     def best(self) -> tuple[NodeView, Score, NodeVerdict | None] | None:
         """The node for the next replica with its score, and the runner-up; None when there is no room."""
-        hopeful = self._by_promise()
+        # Known from an earlier question, and nothing has changed since.
+        hopeful = () if self._full else self._by_promise()
         for start in range(0, len(hopeful), self._most):
             fitting = []
             for view in hopeful[start : start + self._most]:
@@ -53,6 +57,7 @@ class Field:
                 scored, _, node_id = fitting[0]
                 second = self.verdict(self.views[fitting[1][2]]) if len(fitting) > 1 else None
                 return self.views[node_id], scored, second
+        self._full = True
         return None
 
     def place(self, view: NodeView, plan: Plan) -> None:
@@ -68,6 +73,8 @@ class Field:
 
     def replace(self, view: NodeView) -> None:
         self.views[view.node_id] = view
+        self._ranking = None
+        self._full = False
         if view.node_id not in self._out:
             self._promises[view.node_id] = self._promise(view)
 
@@ -97,27 +104,27 @@ class Field:
             return NodeVerdict(view.node_id, view.name, False, self._out[view.node_id])
         return verdict_of(view, self._scale.weigh(view, self.placed[view.node_id]))
 
-    def _by_promise(self) -> list[NodeView]:
+    def _by_promise(self) -> tuple[NodeView, ...]:
         """The nodes worth weighing, best first; all of a small fleet, so that each has its reasons."""
+        if self._ranking is not None:
+            return self._ranking
         few = len(self._promises) <= self._most
-        ranked = sorted(
-            (item, self.views[node_id].name, node_id)
-            for node_id, item in self._promises.items()
-            if few or not item.hopeless
-        )
-        return [self.views[node_id] for _, _, node_id in ranked]
+        worth = [node_id for node_id, item in self._promises.items() if few or not item.hopeless]
+        # Of equals the first by name, which is the order that they are in.
+        worth.sort(key=self._promises.__getitem__)
+        self._ranking = tuple(self.views[node_id] for node_id in worth)
+        return self._ranking
 
-    def _promise(self, view: NodeView, found: Mapping[Backend, Found] | None = None) -> Promise:
+    def _promise(self, view: NodeView, kind: Kind | None = None) -> Promise:
         scale = self._scale
-        if self._size is None:
+        if self._screen is None:
             learned = bool(scale.observations)
             host = view.snapshot.host
-            self._size = size_of(scale.facts, scale.options, scale.policy, host, learned=learned)
-        found = found or survey(view.snapshot, view.statuses, scale.policy)
-        return promise(view, scale.facts, scale.options, found, self._size, spread=scale.spread)
+            size = size_of(scale.facts, scale.options, scale.policy, host, learned=learned)
+            self._screen = screen(scale.facts, scale.options, size, spread=scale.spread)
+        return self._screen.promise(view, kind or kind_of(view.snapshot, view.statuses, scale.policy))
 
     def _unweighed(self, view: NodeView) -> NodeVerdict:
-        if self._size is not None and self._promises[view.node_id].hopeless:
-            return NodeVerdict(view.node_id, view.name, False, (too_large(view, self._size),))
-        reason = f"not weighed: {self._most} others looked better"
-        return NodeVerdict(view.node_id, view.name, None, (reason,))
+        if self._screen is not None and self._promises[view.node_id].hopeless:
+            return NodeVerdict(view.node_id, view.name, False, (self._screen.too_large(view),))
+        return NodeVerdict(view.node_id, view.name, None, self._better)

@@ -59,17 +59,19 @@ def plan_fleet(
     )
     most = max(1, len(nodes) if thorough else policy.nodes_weighed)
 
-    def attempt(*, evict: bool) -> _Placing:
-        return _place(scale, Field(scale, nodes, on=on, most=most), replicas, evict=evict)
-
-    placing = attempt(evict=False)
+    field = Field(scale, nodes, on=on, most=most)
+    placing = _place(scale, field, replicas, evict=False)
     if placing.missing == 0:
         return FleetPlan(placing.assignments, placing.nodes)
-    evicting = attempt(evict=True) if any(view.idle_models for view in nodes) else placing
+    evicting = placing
+    if any(view.idle_models for view in nodes):
+        # An attempt that has placed nothing leaves the field as it was.
+        again = Field(scale, nodes, on=on, most=most) if placing.assignments else field
+        evicting = _place(scale, again, replicas, evict=True)
     evict = evicting.evict if evicting.missing == 0 else ()
     if evict and evict_idle:
         return FleetPlan(evicting.assignments, evicting.nodes, evict)
-    message = refusal_message(scale, placing.nodes, len(placing.assignments), replicas, evict)
+    message = refusal_message(scale, placing.nodes, len(placing.assignments), replicas, evict, on)
     if partial and placing.assignments:
         return FleetPlan(placing.assignments, placing.nodes, missing=placing.missing, message=message)
     return FleetRefusal(message, placing.nodes, evict)

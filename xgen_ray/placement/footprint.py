@@ -138,14 +138,14 @@ def _compute(facts: ModelFacts, options: ResolvedOptions, on_gpu: bool) -> list[
 
 
 def _vllm_on_gpu(facts: ModelFacts, options: ResolvedOptions, gpu_totals: Sequence[int]) -> Footprint:
-    count = max(1, options.tensor_parallel_size)
+    count = max(1, options.tensor_parallel_size * options.pipeline_parallel_size)
     items = _item(
         WEIGHTS, facts.weight_bytes, True, f"{gib(facts.weight_bytes)} of files over {count} GPU(s)"
     )
     cache = kv_cache(facts, options.kv_cache_type, None)
     # Heads are not cut: with fewer of them than GPUs, each GPU keeps a copy.
     heads = max(facts.kv_heads, default=0) if facts.kv_heads else 0
-    copies = max(1, ceil(count / heads)) if heads else 1
+    copies = max(1, ceil(options.tensor_parallel_size / heads)) if heads else 1
     items += _item(
         KV_CACHE,
         options.context * cache.gpu_bytes * copies,

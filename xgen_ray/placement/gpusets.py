@@ -97,7 +97,12 @@ def _named_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish, named: Se
         if shared:
             return (), shared
     if row.engine is Engine.VLLM:
-        uneven = _uneven(len(chosen), wish.facts)
+        row_length = options.pipeline_parallel_size or 1
+        if len(chosen) % row_length:
+            return (), (
+                f"pipeline_parallel_size is {row_length}, which does not divide the {len(chosen)} GPUs",
+            )
+        uneven = _uneven(len(chosen) // row_length, wish.facts)
         return ((), (uneven,)) if uneven else ((chosen,), ())
     if options.split_mode == "none" and len(chosen) > 1:
         chosen = (chosen[options.main_gpu or 0],)
@@ -109,6 +114,7 @@ def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
     that another model uses.
     """
     size, facts = wish.options.tensor_parallel_size, wish.facts
+    row_length = wish.options.pipeline_parallel_size or 1
     cards, integrated = _by_kind(gpus, wish.spread)
     kinds: dict[str, list[Budgeted]] = {}
     whole: dict[str, list[Budgeted]] = {}
@@ -117,18 +123,19 @@ def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
         if item.usable.position not in wish.leased:
             whole.setdefault(item.usable.gpu.device_name, []).append(item)
     most = max((len(items) for items in whole.values()), default=0)
+    if (size or 1) * row_length > max(most, 1 if kinds else 0) and (size is not None or row_length > 1):
+        shared = tuple(_shared(item) for item in gpus if item.usable.position in wish.leased)
+        asked = {"tensor_parallel_size": size, "pipeline_parallel_size": wish.options.pipeline_parallel_size}
+        given = " and ".join(f"{name} is {value}" for name, value in asked.items() if value is not None)
+        return (), (f"{given}, but the node has at most {most} equal GPUs for it", *shared)
     if size is not None:
-        if size > max(most, 1 if kinds else 0):
-            shared = tuple(_shared(item) for item in gpus if item.usable.position in wish.leased)
-            short = f"tensor_parallel_size is {size}, but the node has at most {most} equal GPUs for it"
-            return (), (short, *shared)
         uneven = _uneven(size, facts)
         if uneven:
             return (), (uneven,)
-    several = [n for n in (2, 4, 8, 16) if n <= most and not _uneven(n, facts)]
-    sizes = [size] if size is not None else [1, *several]
+    several = [n for n in (2, 4, 8, 16) if n * row_length <= most and not _uneven(n, facts)]
+    counts = [n * row_length for n in ([size] if size is not None else [1, *several])]
     sets: list[GPUSet] = []
-    for count in sizes:
+    for count in counts:
         if count == 1:
             sets.extend((item,) for items in kinds.values() for item in items)
             continue

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from xgen_ray.models.types import ModelTask
 from xgen_ray.placement.rows import BACKENDS
 from xgen_ray.placement.types import Backend, BackendRow, Engine, EngineOptions
 
@@ -39,9 +40,12 @@ OPTION_BACKENDS: Final[Mapping[str, frozenset[Backend]]] = MappingProxyType(
         "kv_cache_type": _LLAMA_SERVER,
         "chat_template": _LLAMA_SERVER | _VLLM,
         "tensor_parallel_size": _VLLM & _GPU,
+        "pipeline_parallel_size": _VLLM & _GPU,
         "gpu_memory_utilization": _VLLM & _GPU,
         "dtype": _VLLM,
         "quantization": _VLLM,
+        "enforce_eager": _VLLM,
+        "tool_parser": _VLLM,
         "spread": _ALL,
         "extra_args": _LLAMA_SERVER | _VLLM,
     }
@@ -89,18 +93,31 @@ def contradictions(options: EngineOptions, cpu_count: int) -> tuple[str, ...]:
         reasons.append(
             f"main_gpu is {options.main_gpu}, but gpus names {len(options.gpus)}: it counts within gpus"
         )
-    if (
-        options.gpus
-        and options.tensor_parallel_size is not None
-        and options.tensor_parallel_size != len(options.gpus)
-    ):
+    reasons += _parallel_contradiction(options)
+    if options.tool_parser is not None and options.task in (ModelTask.EMBED, ModelTask.RERANK):
         reasons.append(
-            f"tensor_parallel_size is {options.tensor_parallel_size}, but gpus names {len(options.gpus)}; "
-            "make them equal or leave one out"
+            f"tool_parser is {options.tool_parser}, but a model that must {options.task} calls no tools"
         )
     if options.flash_attention is False and options.kv_cache_type not in (None, "f16"):
         reasons.append(f"a {options.kv_cache_type} cache needs flash attention, which the options turn off")
     return tuple(reasons)
+
+
+def _parallel_contradiction(options: EngineOptions) -> tuple[str, ...]:
+    tensor, pipeline = options.tensor_parallel_size, options.pipeline_parallel_size
+    if not options.gpus or (tensor is None and pipeline in (None, 1)):
+        return ()
+    count = len(options.gpus)
+    if pipeline in (None, 1):
+        if tensor == count:
+            return ()
+        return (
+            f"tensor_parallel_size is {tensor}, but gpus names {count}; make them equal or leave one out",
+        )
+    if (tensor or 1) * pipeline == count or (tensor is None and count % pipeline == 0):
+        return ()
+    sizes = f"tensor_parallel_size {tensor or 1} times pipeline_parallel_size {pipeline}"
+    return (f"{sizes} is not the {count} GPUs that gpus names; make them equal or leave gpus out",)
 
 
 def _already_so(row: BackendRow, name: str, value: object) -> bool:

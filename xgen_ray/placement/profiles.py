@@ -103,6 +103,13 @@ PROFILES: Final = (
     ProfileRow("ubatch", 512, "llama.cpp's default", engines=_LLAMA),
     ProfileRow("batch", 8192, "tokens that vLLM computes in one step", engines=_VLLM),
     ProfileRow("ubatch", 8192, "vLLM does not divide its steps", engines=_VLLM),
+    ProfileRow(
+        "enforce_eager",
+        True,
+        "compiling for a CPU takes minutes and a C++ compiler on the node",
+        engines=_VLLM,
+        device_apis=_CPU,
+    ),
     # Requests at the same time.
     ProfileRow(
         "slots",

@@ -129,10 +129,13 @@ def resolve(
         kv_cache_type=options.kv_cache_type or "f16",
         chat_template=options.chat_template,
         pooling=_pooling(facts, task, chosen),
-        tensor_parallel_size=max(1, len(gpus)) if row.engine is Engine.VLLM else 1,
+        tensor_parallel_size=_tensor_parallel(options, gpus) if row.engine is Engine.VLLM else 1,
+        pipeline_parallel_size=options.pipeline_parallel_size or 1,
         gpu_memory_utilization=utilization,
         dtype=options.dtype,
         quantization=options.quantization,
+        enforce_eager=bool(chosen.switch("enforce_eager")),
+        tool_parser=options.tool_parser,
         extra_args=options.extra_args,
     )
     crowded = () if on_gpu else _oversubscribed(threads, leased_threads, host.cpu_count)
@@ -230,6 +233,10 @@ def _main_gpu_conflict(options: EngineOptions, gpus: Sequence[object]) -> str | 
     if options.main_gpu is None or options.split_mode == "none" or options.main_gpu < max(len(gpus), 1):
         return None
     return f"main_gpu is {options.main_gpu}, but {len(gpus)} GPU(s) would be used; name the GPUs in gpus"
+
+
+def _tensor_parallel(options: EngineOptions, gpus: Sequence[object]) -> int:
+    return max(1, len(gpus) // (options.pipeline_parallel_size or 1))
 
 
 def _splits(row: BackendRow) -> bool:

@@ -1,9 +1,7 @@
 """One model weighed on one node after another, each kind of node once."""
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
-from xgen_ray.hardware.types import GPUDetectionResult, NodeSnapshot
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.choose import plan
 from xgen_ray.placement.claims import RAM, gpu_key
@@ -13,6 +11,7 @@ from xgen_ray.placement.policy import PlacementPolicy
 from xgen_ray.placement.rows import BACKENDS
 from xgen_ray.placement.score import Score, score
 from xgen_ray.placement.screen import UNTAGGED
+from xgen_ray.placement.survey import kind_of
 from xgen_ray.placement.types import EngineOptions, Plan, Refusal
 from xgen_ray.placement.views import NodeView
 
@@ -86,6 +85,7 @@ class Scale:
         usage = view.figures()
         figures = {gpu_key(live): live for live in usage.gpus}
         claimed, leased = dict(usage.claimed), view.leased_gpus()
+        host = replace(view.snapshot.host, hostname="", memory_available_bytes=0)
         gpus = []
         for gpu in view.snapshot.detection.gpus:
             key = gpu_key(gpu)
@@ -93,13 +93,18 @@ class Scale:
             if live is None and figures:
                 # Matched by another name than its key, or not at all: not worth finding out here.
                 return (view.node_id, view)
-            seen = (
-                None if live is None else replace(live, uuid=None, power_watts=None, temperature_celsius=None)
+            seen = live and (
+                live.device_index,
+                live.pci_bus_id,
+                live.memory_used_bytes,
+                live.memory_free_bytes,
+                live.shared_memory_used_bytes,
+                live.utilization_percent,
             )
             gpus.append((seen, claimed.get(key), key in view.taken, key in leased))
         return (
-            _nameless(view.snapshot),
-            view.statuses,
+            kind_of(view.snapshot, view.statuses, self.policy),
+            host,
             tuple(gpus),
             usage.memory_available_bytes,
             claimed.get(RAM),
@@ -108,14 +113,3 @@ class Scale:
             view.has_files,
             view.tagged,
         )
-
-
-@lru_cache(maxsize=4096)
-def _nameless(snapshot: NodeSnapshot) -> NodeSnapshot:
-    """``snapshot`` without what tells one machine from another of its build."""
-    gpus = tuple(
-        replace(gpu, uuid=None, mig_parent_uuid=None, driver_version=None, notes=(), detected_by="")
-        for gpu in snapshot.detection.gpus
-    )
-    host = replace(snapshot.host, hostname="", memory_available_bytes=0)
-    return NodeSnapshot(host, GPUDetectionResult(bool(gpus), gpus, None, "", ()), 0.0)

@@ -15,7 +15,7 @@ from xgen_ray.placement.resolve import ladder, resolve
 from xgen_ray.placement.rows import BACKENDS, PREFERENCE
 from xgen_ray.placement.score import CARD, FETCH_ORDER, INTEGRATED, cpu_of
 from xgen_ray.placement.sizes import GIB, gib
-from xgen_ray.placement.survey import Found
+from xgen_ray.placement.survey import Kind, Means
 from xgen_ray.placement.types import Backend, Engine, EngineOptions
 from xgen_ray.placement.views import NodeView
 
@@ -23,12 +23,14 @@ UNTAGGED = (
     "this node was started by plain `ray start`, so only its CPU is used; start it with `xgen-ray node` "
     "to use its GPUs"
 )
+_WITHOUT_GPU = {
+    model_format: tuple(backend for backend in able if not BACKENDS[backend].needs_gpu)
+    for model_format, able in PREFERENCE.items()
+}
 
 
-def filtered(
-    view: NodeView, facts: ModelFacts, found: Mapping[Backend, Found], on: Collection[str] | None
-) -> tuple[str, ...]:
-    """Why the node is out of the question for this model; empty when it is not. ``found`` is its survey."""
+def filtered(view: NodeView, facts: ModelFacts, kind: Kind, on: Collection[str] | None) -> tuple[str, ...]:
+    """Why the node is out of the question for this model; empty when it is not. ``kind`` is the node's."""
     if on is not None and view.name not in on and view.node_id not in on:
         return (f"the request names other nodes: {', '.join(sorted(on))}",)
     if not view.schedulable:
@@ -36,12 +38,11 @@ def filtered(
     reasons = []
     if view.has_files is False and not view.can_fetch:
         reasons.append(f"{facts.path} is not on this node and cannot be fetched; copy it there")
-    able = PREFERENCE[facts.format]
-    usable = [backend for backend in able if view.tagged or not BACKENDS[backend].needs_gpu]
-    if not any(found[backend].status.available for backend in usable):
+    able = PREFERENCE[facts.format] if view.tagged else _WITHOUT_GPU[facts.format]
+    if not any(kind.means[backend].status.available for backend in able):
         if not view.tagged:
             reasons.append(UNTAGGED)
-        reasons += [f"{backend}: {found[backend].status.reason}" for backend in usable]
+        reasons += [f"{backend}: {kind.means[backend].status.reason}" for backend in able]
     return tuple(reasons)
 
 
@@ -81,62 +82,76 @@ def size_of(
     return Size(expected, least // 2 if learned else least)
 
 
-def promise(
-    view: NodeView,
-    facts: ModelFacts,
-    options: EngineOptions,
-    found: Mapping[Backend, Found],
-    size: Size,
-    *,
-    spread: bool,
-) -> Promise:
-    """``found`` is the node's survey."""
-    backends = [
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """The model as every node is held against it. ``gpu_rows`` and ``cpu_rows`` are the backends that may
+    be used, each with its place in the order of preference: the same for all nodes, and so worked out once.
+    """
+
+    options: EngineOptions
+    size: Size
+    spread: bool
+    gpu_rows: tuple[tuple[int, Backend], ...]
+    cpu_rows: tuple[tuple[int, Backend], ...]
+
+    def promise(self, view: NodeView, kind: Kind) -> Promise:
+        """``kind`` is the node's."""
+        free, ram = _free(view)
+        size = self.size
+        hopeless = size.least_bytes > _most(free, ram, self.options) and None not in free
+        files = FETCH_ORDER[view.has_files]
+        for order, backend in self.gpu_rows if view.tagged else ():
+            on = kind.means[backend]
+            if on.status.available:
+                place = _place(on, free, size.expected_bytes, self.spread)
+                if place is not None:
+                    device, tight, room = place
+                    return Promise(hopeless, device, tight, order, files, room // GIB)
+                break
+        available = (order for order, backend in self.cpu_rows if kind.means[backend].status.available)
+        left = ram - size.expected_bytes
+        room = (-left if self.spread else left) // GIB
+        return Promise(hopeless, cpu_of(view), left < 0, next(available, len(Backend)), files, room)
+
+    def too_large(self, view: NodeView) -> str:
+        """Why a hopeless node is that."""
+        free, ram = _free(view)
+        gpus = f"{gib(sum(filter(None, free)))} on all GPUs and " if free else ""
+        least = gib(self.size.least_bytes)
+        return f"it needs {least} at least; {gpus}{gib(ram)} of RAM is all that is free here"
+
+
+def screen(facts: ModelFacts, options: EngineOptions, size: Size, *, spread: bool) -> Screen:
+    asked = [
         (order, backend)
         for order, backend in enumerate(PREFERENCE[facts.format])
-        if found[backend].status.available
-        and options.backend in (None, backend)
-        and (view.tagged or not BACKENDS[backend].needs_gpu)
+        if options.backend in (None, backend)
     ]
-    free, ram = _free(view)
-    hopeless = None not in free and size.least_bytes > _most(free, ram, options)
-    files = FETCH_ORDER[view.has_files]
-    on_gpu = [item for item in backends if BACKENDS[item[1]].needs_gpu]
-    if on_gpu and options.gpus != () and options.gpu_layers != 0:
-        order, backend = on_gpu[0]
-        sizes: dict[bool, list[int]] = {False: [], True: []}
-        for item in found[backend].gpus:
-            sizes[is_integrated(item.gpu)].append(free[item.position] or 0)
-        place = _place(sizes[False], sizes[True], size.expected_bytes, spread)
-        if place is not None:
-            device, tight, room = place
-            return Promise(hopeless, device, tight, order, files, room // GIB)
-    order = next((order for order, backend in backends if not BACKENDS[backend].needs_gpu), len(Backend))
-    left = ram - size.expected_bytes
-    return Promise(hopeless, cpu_of(view), left < 0, order, files, (-left if spread else left) // GIB)
+    to_gpus = options.gpus != () and options.gpu_layers != 0
+    return Screen(
+        options,
+        size,
+        spread,
+        gpu_rows=tuple(item for item in asked if to_gpus and BACKENDS[item[1]].needs_gpu),
+        cpu_rows=tuple(item for item in asked if not BACKENDS[item[1]].needs_gpu),
+    )
 
 
 def _most(free: Sequence[int | None], ram: int, options: EngineOptions) -> int:
     """What one model could have at most: all GPUs or the RAM, and both only if its layers are divided."""
-    on_gpus = sum(one or 0 for one in free)
+    on_gpus = sum(filter(None, free))
     return on_gpus + ram if options.gpu_layers is not None else max(on_gpus, ram)
 
 
-def too_large(view: NodeView, size: Size) -> str:
-    """Why a hopeless node is that."""
-    free, ram = _free(view)
-    gpus = f"{gib(sum(one or 0 for one in free))} on all GPUs and " if free else ""
-    return f"it needs {gib(size.least_bytes)} at least; {gpus}{gib(ram)} of RAM is all that is free here"
-
-
 def _place(
-    cards: Sequence[int], integrated: Sequence[int], expected: int, spread: bool
+    means: Means, free: Sequence[int | None], expected: int, spread: bool
 ) -> tuple[int, bool, int] | None:
     """The kind of device that could take it, whether only several together could, and what is left."""
-    for device, sizes in ((CARD, cards), (INTEGRATED, integrated)):
-        enough = [free - expected for free in sizes if free >= expected]
+    for device, positions in ((CARD, means.cards), (INTEGRATED, means.integrated)):
+        sizes = [free[position] or 0 for position in positions]
+        enough = [size for size in sizes if size >= expected]
         if enough:
-            return device, False, -max(enough) if spread else min(enough)
+            return device, False, expected - max(enough) if spread else min(enough) - expected
         if sizes and sum(sizes) >= expected:
             return device, True, sum(sizes) - expected
     return None
@@ -148,25 +163,32 @@ def _free(view: NodeView) -> tuple[list[int | None], int]:
     None is a GPU whose size only the engine knows.
     """
     usage, host = view.usage, view.snapshot.host
-    claimed: dict[str, int] = dict(usage.claimed) if usage is not None else {}
-    for claim in view.outstanding.claims:
-        claimed[claim.device] = claimed.get(claim.device, 0) + claim.size_bytes
+    claimed = _claimed(view)
     available = host.memory_available_bytes if usage is None else usage.memory_available_bytes
     ram = max(0, available - claimed.get(RAM, 0))
-    figures = {} if usage is None else {gpu_key(live): live for live in usage.gpus}
+    figures = {} if usage is None else {live.uuid or gpu_key(live): live for live in usage.gpus}
     free: list[int | None] = []
     for gpu in view.snapshot.detection.gpus:
-        key = gpu_key(gpu)
-        own = _own(gpu, figures.get(key))
-        if is_integrated(gpu):
-            free.append(max(0, (own or 0) - claimed.get(key, 0)) + ram)
-        else:
-            free.append(None if own is None else max(0, own - claimed.get(key, 0)))
+        key = gpu.uuid or gpu_key(gpu)
+        live = figures.get(key)
+        own = None if live is None else live.memory_free_bytes
+        if own is None:
+            own = _own(gpu, live)
+        if own is not None and claimed:
+            own = max(0, own - claimed.get(key, 0))
+        free.append((own or 0) + ram if is_integrated(gpu) else own)
     return free, ram
 
 
+def _claimed(view: NodeView) -> Mapping[str, int]:
+    """What has been promised of each device and no figure shows yet."""
+    claimed: dict[str, int] = dict(view.usage.claimed) if view.usage is not None else {}
+    for claim in view.outstanding.claims:
+        claimed[claim.device] = claimed.get(claim.device, 0) + claim.size_bytes
+    return claimed
+
+
 def _own(gpu: GPUInfo, live: GPUUsage | None) -> int | None:
-    if live is not None and live.memory_free_bytes is not None:
-        return live.memory_free_bytes
+    """What is free of a GPU's own memory, where no figure says that itself."""
     used = 0 if live is None else live.memory_used_bytes or 0
     return None if gpu.memory_total_bytes is None else max(0, gpu.memory_total_bytes - used)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from xgen_ray.hardware.types import NodeSnapshot
+from xgen_ray.hardware.types import GPUInfo, NodeSnapshot
 from xgen_ray.placement.devices import UsableGPU, usable_gpus
 from xgen_ray.placement.policy import PlacementPolicy
+from xgen_ray.placement.profiles import is_integrated
 from xgen_ray.placement.rows import BACKENDS
-from xgen_ray.placement.types import Backend, BackendRow, BackendStatus
+from xgen_ray.placement.types import Backend, BackendRow, BackendStatus, EngineDevice
 
 _UNSEEN = "nobody has looked for it on this node"
 
@@ -22,38 +23,88 @@ class Found:
     gpus: tuple[UsableGPU, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """The same for a whole kind of node. ``cards`` and ``integrated`` are the positions of the GPUs that
+    it can use, and ``devices`` what the engine calls each.
+    """
+
+    status: BackendStatus
+    cards: tuple[int, ...] = ()
+    integrated: tuple[int, ...] = ()
+    devices: tuple[tuple[int, EngineDevice | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """All nodes whose GPUs and engines differ in nothing but their names: one object for all of them."""
+
+    means: Mapping[Backend, Means]
+
+
 def survey(
     snapshot: NodeSnapshot, statuses: Sequence[BackendStatus], policy: PlacementPolicy
 ) -> Mapping[Backend, Found]:
-    """Every backend, in the order of the table. ``statuses`` come from discovery, in any order.
+    """Every backend, in the order of the table. ``statuses`` come from discovery, in any order."""
+    gpus = snapshot.detection.gpus
+    return {
+        backend: Found(
+            means.status, tuple(UsableGPU(place, gpus[place], device) for place, device in means.devices)
+        )
+        for backend, means in kind_of(snapshot, statuses, policy).means.items()
+    }
+
+
+def kind_of(snapshot: NodeSnapshot, statuses: Sequence[BackendStatus], policy: PlacementPolicy) -> Kind:
+    """What can be said of a node without its names and live figures.
 
     Snapshot and statuses change seldom and are asked about at every decision: the last few thousand
     answers are kept.
     """
-    return _survey(snapshot, tuple(statuses), policy.vllm_rocm_gfx, policy.vllm_cuda_capability)
+    return _kind_of(_Asked(snapshot, tuple(statuses)), policy.vllm_rocm_gfx, policy.vllm_cuda_capability)
 
 
 def has_hardware(row: BackendRow, snapshot: NodeSnapshot) -> bool:
-    return not row.needs_gpu or any(gpu.gpu_type in row.gpu_types for gpu in snapshot.detection.gpus)
+    return _has_hardware(row, snapshot.detection.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A node as it was asked about. Only the names go into its hash: to hash all that is known of eight
+    GPUs and nine backends takes longer than to look the answer up.
+    """
+
+    snapshot: NodeSnapshot
+    statuses: tuple[BackendStatus, ...]
+
+    def __hash__(self) -> int:
+        names = [gpu.uuid or gpu.pci_bus_id for gpu in self.snapshot.detection.gpus]
+        return hash((self.snapshot.host.hostname, self.snapshot.taken_at, *names))
 
 
 @lru_cache(maxsize=4096)
-def _survey(
-    snapshot: NodeSnapshot,
+def _kind_of(asked: _Asked, rocm_gfx: frozenset[str], capability: tuple[int, int]) -> Kind:
+    nameless = tuple(
+        replace(gpu, uuid=None, mig_parent_uuid=None, driver_version=None, notes=(), detected_by="")
+        for gpu in asked.snapshot.detection.gpus
+    )
+    return _kind(nameless, asked.statuses, rocm_gfx, capability)
+
+
+@lru_cache(maxsize=4096)
+def _kind(
+    gpus: tuple[GPUInfo, ...],
     statuses: tuple[BackendStatus, ...],
     rocm_gfx: frozenset[str],
     capability: tuple[int, int],
-) -> Mapping[Backend, Found]:
+) -> Kind:
     policy = PlacementPolicy(vllm_rocm_gfx=rocm_gfx, vllm_cuda_capability=capability)
     known = _by_backend(statuses)
-    return MappingProxyType(
-        {
-            backend: _with_hardware(
-                row, known.get(backend, BackendStatus(backend, False, _UNSEEN)), snapshot, policy
-            )
-            for backend, row in BACKENDS.items()
-        }
-    )
+    means = {
+        backend: _with_hardware(row, known.get(backend, BackendStatus(backend, False, _UNSEEN)), gpus, policy)
+        for backend, row in BACKENDS.items()
+    }
+    return Kind(MappingProxyType(means))
 
 
 def _by_backend(statuses: Sequence[BackendStatus]) -> Mapping[Backend, BackendStatus]:
@@ -62,19 +113,27 @@ def _by_backend(statuses: Sequence[BackendStatus]) -> Mapping[Backend, BackendSt
     return {status.backend: status for status in ranked}
 
 
+def _has_hardware(row: BackendRow, gpus: Sequence[GPUInfo]) -> bool:
+    return not row.needs_gpu or any(gpu.gpu_type in row.gpu_types for gpu in gpus)
+
+
 def _with_hardware(
-    row: BackendRow, status: BackendStatus, snapshot: NodeSnapshot, policy: PlacementPolicy
-) -> Found:
+    row: BackendRow, status: BackendStatus, gpus: Sequence[GPUInfo], policy: PlacementPolicy
+) -> Means:
     if not row.needs_gpu:
-        return Found(status)
-    if not has_hardware(row, snapshot):
+        return Means(status)
+    if not _has_hardware(row, gpus):
         kinds = " or ".join(sorted(kind.value for kind in row.gpu_types if kind.value != "unknown"))
         reason = f"no {kinds} GPU on this node (the engine: {status.reason})"
-        return Found(replace(status, available=False, reason=reason, devices=()))
+        return Means(replace(status, available=False, reason=reason, devices=()))
     if not status.available:
-        return Found(status)
-    usable, reasons = usable_gpus(row, snapshot.detection.gpus, status.devices, policy)
+        return Means(status)
+    usable, reasons = usable_gpus(row, gpus, status.devices, policy)
     if not usable:
-        return Found(replace(status, available=False, reason="; ".join(reasons), devices=()))
-    devices = tuple(item.device for item in usable if item.device is not None)
-    return Found(replace(status, devices=devices), usable)
+        return Means(replace(status, available=False, reason="; ".join(reasons), devices=()))
+    return Means(
+        replace(status, devices=tuple(item.device for item in usable if item.device is not None)),
+        cards=tuple(item.position for item in usable if not is_integrated(item.gpu)),
+        integrated=tuple(item.position for item in usable if is_integrated(item.gpu)),
+        devices=tuple((item.position, item.device) for item in usable),
+    )

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from xgen_ray.hardware.types import GPUInfo, GPUType
 from xgen_ray.models.types import ModelFacts, ModelFormat, ModelTask
 
+# A name as engines have them for types and parsers; never something that a command line takes apart.
+_WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
 
 class Backend(StrEnum):
     """An engine built for one kind of device."""
@@ -81,6 +84,7 @@ class EngineDevice:
 class BackendStatus:
     """Whether a backend can start on this node, found out by trying. ``reason`` is always filled:
     why not, or what was found. ``command`` starts it; ``devices`` are the GPUs it can really use.
+    ``advice`` is what to do, where more than the reason itself is known.
     """
 
     backend: Backend
@@ -89,6 +93,7 @@ class BackendStatus:
     command: tuple[str, ...] = ()
     version: str | None = None
     devices: tuple[EngineDevice, ...] = ()
+    advice: str | None = None
 
 
 class EngineOptions(BaseModel):
@@ -116,9 +121,24 @@ class EngineOptions(BaseModel):
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
     chat_template: str | None = Field(None, description="Jinja, instead of the model's own.")
     tensor_parallel_size: int | None = Field(None, ge=1)
+    pipeline_parallel_size: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs in a row, each with a part of the layers; times the tensor parallel size.",
+    )
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
-    dtype: str | None = None
-    quantization: str | None = None
+    dtype: str | None = Field(
+        None, pattern=_WORD, description="What vLLM computes in, such as bfloat16; else as the model says."
+    )
+    quantization: str | None = Field(
+        None, pattern=_WORD, description="vLLM's name for how the weights are packed; else as the model says."
+    )
+    enforce_eager: bool | None = Field(
+        None, description="vLLM without compilation and GPU graphs: it starts sooner and computes slower."
+    )
+    tool_parser: str | None = Field(
+        None, pattern=_WORD, description="How vLLM reads this model's tool calls, such as hermes."
+    )
     spread: bool | None = Field(None, description="The emptiest GPU and node first, instead of the fullest.")
     extra_args: tuple[str, ...] = Field((), description="Further arguments for the engine's command line.")
 
@@ -202,9 +222,12 @@ class ResolvedOptions:
     chat_template: str | None = None
     pooling: str | None = None
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
     dtype: str | None = None
     quantization: str | None = None
+    enforce_eager: bool = False
+    tool_parser: str | None = None
     prompt_cache_bytes: int = 0
     extra_args: tuple[str, ...] = ()
 

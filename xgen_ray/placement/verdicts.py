@@ -1,6 +1,6 @@
 """The answers of a decision about the fleet, and the sentence that sums a refusal up."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from xgen_ray.placement.choose import model_name
@@ -82,20 +82,29 @@ def verdict_of(view: NodeView, answer: NodeAnswer) -> NodeVerdict:
 
 
 def refusal_message(
-    scale: Scale, verdicts: Sequence[NodeVerdict], placed: int, replicas: int, evict: Sequence[str]
+    scale: Scale,
+    verdicts: Sequence[NodeVerdict],
+    placed: int,
+    replicas: int,
+    evict: Sequence[str],
+    on: Collection[str] | None = None,
 ) -> str:
-    """What, the numbers, and what to do, in one or two sentences."""
+    """What, the numbers, and what to do, in one or two sentences; of the nodes ``on`` alone, if they are
+    all that was asked for.
+    """
     name = model_name(scale.facts)
     some = f"{placed} of {replicas} replicas have a place. For the next, " if placed else ""
     if not verdicts:
         return f"{name} cannot be placed: there is no node. Start one with `xgen-ray node`."
+    verdicts = [item for item in verdicts if on is None or item.name in on or item.node_id in on]
+    asked = "" if on is None else " asked for"
     nearest = _nearest(verdicts)
     if nearest is None:
-        return f"{some}{name} cannot be placed on {_nodes(len(verdicts))}. {_by_reason(verdicts)}"
+        return f"{some}{name} cannot be placed on {_nodes(len(verdicts), asked)}. {_by_reason(verdicts)}"
     verdict, candidate = nearest
     where = f"node {verdict.name}"
     if len(verdicts) > 1:
-        where += f", the nearest of {len(verdicts)}"
+        where += f", the nearest of {len(verdicts)}{asked}"
     text = f"{some}{name} {candidate.reasons[0]} on {where}, with {candidate.backend}."
     if evict:
         return f"{text} It fits once idle models are unloaded: {', '.join(evict)}."
@@ -128,5 +137,5 @@ def _by_reason(verdicts: Sequence[NodeVerdict]) -> str:
     return " ".join(texts) + (f" And {rest} more for other reasons." if rest else "")
 
 
-def _nodes(count: int) -> str:
-    return "the one node" if count == 1 else f"any of {count} nodes"
+def _nodes(count: int, asked: str) -> str:
+    return f"the one node{asked}" if count == 1 else f"any of {count} nodes{asked}"

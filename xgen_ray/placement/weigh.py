@@ -183,18 +183,32 @@ def _attempt(
     row: BackendRow, question: Question, sets: Sequence[GPUSet], host: DeviceBudget, rung: Rung
 ) -> _Fit | _Miss:
     nearest = _Miss()
+    # llama.cpp takes the same of every card of one make: only what is free differs between sets of them.
+    # (vLLM's share is a part of each card's own total.)
+    alike: dict[object, tuple[Resolution, Footprint]] = {}
     for gpus in sets:
-        resolution = _resolve(row, question, gpus, rung)
+        make = None if row.engine is Engine.VLLM else tuple(_make(item) for item in gpus)
+        known = alike.get(make)
+        resolution = known[0] if known is not None else _resolve(row, question, gpus, rung)
         if resolution.conflict is not None:
             nearest = replace(nearest, conflict=resolution.conflict)
             continue
-        bill = _bill(row, question, gpus, resolution.options)
+        bill = known[1] if known is not None else _bill(row, question, gpus, resolution.options)
+        if make is not None:
+            alike[make] = resolution, bill
         short = shortage(row, question.facts, resolution.options, bill, gpus, host)
         if short is None:
-            return _Fit(rung, gpus, resolution, bill)
+            own = resolution if known is None else _resolve(row, question, gpus, rung)
+            return _Fit(rung, gpus, own, bill)
         if nearest.short is None or short.missing_bytes < nearest.short.missing_bytes:
             nearest = replace(nearest, short=short, bill=bill)
     return nearest
+
+
+def _make(item: Budgeted) -> object:
+    """Everything of a GPU that options or a bill may hang on."""
+    gpu = item.usable.gpu
+    return gpu.gpu_type, gpu.gfx_version, gpu.integrated, gpu.unified_memory, item.budget.total_bytes
 
 
 def _fitting(

@@ -87,6 +87,20 @@ CAUSES: tuple[FailureRow, ...] = (
     ),
     _row(
         FailureClass.OUT_OF_MEMORY,
+        r"max seq len \((?P<context>\d+)\).{0,40}?(?P<need>[\d.]+) GiB KV cache is needed, which is larger"
+        r" than the available KV cache memory \((?P<free>[\d.]+) GiB\)",
+        "One request of {context} tokens needs {need} GiB of cache, and only {free} GiB are left for it.",
+        "Lower the context, or give the engine more: a higher gpu_memory_utilization, or more GPUs.",
+    ),
+    _row(
+        FailureClass.OUT_OF_MEMORY,
+        r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\).{0,60}?less than"
+        r".{0,40}?\((?P<need>[\d.]+)/",
+        "The node has {free} of {total} GiB of RAM free, and vLLM needs {need} GiB.",
+        "Lower the context, or end what else uses the node's memory.",
+    ),
+    _row(
+        FailureClass.OUT_OF_MEMORY,
         r"No available memory for the cache blocks|is larger than the available KV cache memory"
         r"|failed to allocate buffer for kv cache",
         "The model fits, but not the cache for its context.",
@@ -153,6 +167,13 @@ CAUSES: tuple[FailureRow, ...] = (
         r"|does not appear to have a file named|GatedRepoError",
         "The model is neither a folder with a model nor a repository that can be read.",
         "Check the path or the name (org/name), and whether the repository needs a token.",
+    ),
+    _row(
+        FailureClass.UNKNOWN_FLAG,
+        r"User-specified max_model_len \((?P<context>\d+)\) is greater than the derived max_model_len"
+        r" \(\w+=(?P<most>[\d.]+)",
+        "The context of {context} tokens is more than the {most} that the model's configuration allows.",
+        "Lower the context.",
     ),
     # -- how it was started
     _row(

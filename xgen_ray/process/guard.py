@@ -16,10 +16,10 @@ back to them instead of going to init. "No children left" is thus the kernel's o
 is left. Both are single-threaded on purpose: a parent-death signal fires when the *thread* that
 forked dies. Each has its own session, so neither Ctrl-C nor a kill of the owner's group reaches them.
 
-Messages are JSON lines. In: first ``{"argv", "env", "cwd", "grace_s", "stuck_after_s"}``, then any number of
-``{"stop": grace_s}``. Out: ``started`` or ``failed``, ``exited``, ``stuck`` (kills had no effect), and
-the end of the stream once nothing is left. Not on Linux: no subreaper and no parent-death signal, so
-only the child's process group is covered.
+Messages are JSON lines. In: first ``{"argv", "env", "cwd", "grace_s", "term_group", "stuck_after_s"}``,
+then any number of ``{"stop": grace_s}``. Out: ``started`` or ``failed``, ``exited``, ``stuck`` (kills had
+no effect), and the end of the stream once nothing is left. Not on Linux: no subreaper and no parent-death
+signal, so only the child's process group is covered.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ class Guard:
         self.child = 0
         self.child_alive = False
         self.orphan_grace_s = ORPHAN_GRACE_S
+        self.term_group = True
         self.stuck_after_s = 0.0
         self.kill_at: float | None = None
         self.told_stuck = False
@@ -154,6 +155,7 @@ class Guard:
             request = self.next_message()
         self.orphan_grace_s = min(ORPHAN_GRACE_S, request["grace_s"])
         self.stuck_after_s = request["stuck_after_s"]
+        self.term_group = request["term_group"]
         self.tell(**self.start(request))
         while self.reap():
             for message in iter(self.next_message, None):
@@ -232,9 +234,9 @@ class Guard:
     # -- what is done about it ---------------------------------------------------------------------
 
     def stop_within(self, grace_s: float) -> None:
-        """TERM to the child's group, once; KILL for everything when the shortest grace asked for is over."""
+        """TERM to the child (and its group), once; KILL for everything when the shortest grace is over."""
         if self.kill_at is None and self.child_alive:
-            send_signal(self.child, signal.SIGTERM, group=True)
+            send_signal(self.child, signal.SIGTERM, group=self.term_group)
         self.kill_no_later_than(time.monotonic() + grace_s)
 
     def kill_no_later_than(self, when: float) -> None:

@@ -188,6 +188,7 @@ class ChildProcess:
                 "env": child_env(self._base_env, self.spec.env),
                 "cwd": self.spec.cwd,
                 "grace_s": self.spec.stop_grace_s,
+                "term_group": self.spec.term_group,
                 "stuck_after_s": self._stuck_after_s,
             }
         )

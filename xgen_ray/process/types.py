@@ -22,6 +22,10 @@ class Readiness:
 class LaunchSpec:
     """A command that has been decided on. ``env`` is laid over the parent's environment; a value of
     None removes the variable. Every string in ``secrets`` is blanked in logs and reports.
+
+    ``stop_grace_s`` is from TERM to KILL. TERM goes to the whole group, or with ``term_group`` off to the
+    program alone: one that lets its workers finish loses what they compute if they are told, too. KILL
+    always is for everything.
     """
 
     argv: tuple[str, ...]
@@ -30,6 +34,7 @@ class LaunchSpec:
     readiness: Readiness | None = None
     secrets: tuple[str, ...] = ()
     stop_grace_s: float = 10.0
+    term_group: bool = True
 
 
 class FailureClass(StrEnum):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from xgen_ray import __version__
 from xgen_ray.errors import ModelNotFound
-from xgen_ray.placement import Observation
+from xgen_ray.placement import FleetPlan, Observation
 from xgen_ray.schema import (
     BackendsReport,
     FailureReport,
@@ -18,6 +18,7 @@ from xgen_ray.schema import (
     NodesReport,
     Phase,
     PlanReport,
+    ScaleRequest,
     StatusReport,
 )
 from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report
@@ -36,8 +37,10 @@ from xgen_ray.serving.state import (
     PoolPhase,
     Replica,
     ReplicaReported,
+    ScaleAsked,
     UnloadAsked,
     UseReported,
+    WakeAsked,
 )
 from xgen_ray.serving.table import RoutingTable
 
@@ -89,11 +92,16 @@ class Control:
         return self._status_of(self._model(name))
 
     async def unload(self, name: str) -> ModelStatus:
-        """Returns once the model's engines are gone. Raises ModelNotFound."""
-        last = self._status_of(self._model(name))
-        caller, outcome = self._loop.caller()
-        self._loop.post(UnloadAsked(name, caller, time.time()))
-        await outcome
+        """Returns once the model's engines are gone, those of all its pools. Raises ModelNotFound."""
+        pools = [one for one in self._loop.state.models.values() if one.served_as == name]
+        leaving = pools or [self._model(name)]
+        last = self._status_of(leaving[0])
+        outcomes = []
+        for model in leaving:
+            caller, outcome = self._loop.caller()
+            self._loop.post(UnloadAsked(model.name, caller, time.time()))
+            outcomes.append(outcome)
+        await asyncio.gather(*outcomes)
         gone = {"phase": Phase.UNLOADING, "reason": "unloaded", "endpoint": None, "replicas": ()}
         return last.model_copy(update=gone)
 
@@ -123,12 +131,15 @@ class Control:
         return LogPage(model=name, replica_id=None, lines=shown, next=after + len(shown))
 
     async def plan(self, request: LoadRequest) -> PlanReport:
-        """What a load would do. Fetches no weights."""
+        """What a load would do. Fetches no weights. Raises UnknownOption for what the engine cannot do."""
         await self._fleet.check(request.model)
         facts, fleet = await self._fleet.look(request.model)
         event = LookDone("", 0, facts, fleet, time.time())
         decision = await asyncio.to_thread(dry_run, request, event, self._loop.state)
-        return plan_report(request.model, decision)
+        report = plan_report(request.model, decision)
+        if isinstance(decision, FleetPlan):
+            report = report.model_copy(update={"argv": await self._fleet.rehearse(decision)})
+        return report
 
     async def nodes(self) -> NodesReport:
         fleet = self._fleet
@@ -161,6 +172,18 @@ class Control:
         except TimeoutError:
             pass
         return self._loop.state.table
+
+    async def wake(self, names: frozenset[str]) -> None:
+        """A router has requests for models that sleep."""
+        self._loop.post(WakeAsked(names, time.time()))
+
+    async def scale(self, request: ScaleRequest) -> ModelStatus:
+        """Changes how many replicas a model has, with nothing else disturbed. Raises ModelNotFound."""
+        caller, outcome = self._loop.caller()
+        asked = ScaleAsked(request.name, request.replicas, request.scaling, caller, time.time())
+        self._loop.post(asked)
+        await outcome
+        return self._status_of(self._model(request.name))
 
     async def hear_doubts(self, replica_ids: frozenset[str]) -> None:
         """A router's requests failed on these replicas: each finds out whether its engine still computes."""

@@ -3,31 +3,51 @@
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from xgen_ray.errors import EngineFailed, ModelNotFound, NotReady
-from xgen_ray.schema import Endpoint, Phase, ServedModel
-from xgen_ray.serving.table import Route, RoutedEngine, RoutingTable
+from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
+from xgen_ray.schema import NO_HINTS, Endpoint, Phase, RequestHints, ServedModel
+from xgen_ray.serving.routing import Balancer
+from xgen_ray.serving.table import Route, RoutingTable
 
-LISTED_PHASES = frozenset({Phase.RESOLVING, Phase.LOADING, Phase.READY, Phase.RECOVERING})
+LISTED_PHASES = frozenset({Phase.RESOLVING, Phase.LOADING, Phase.READY, Phase.RECOVERING, Phase.SLEEPING})
+
+
+@dataclass(slots=True)
+class _Word:
+    """What somebody else is to be told: a set that grows until it is fetched."""
+
+    names: set[str] = field(default_factory=set)
+    some: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, name: str) -> None:
+        self.names.add(name)
+        self.some.set()
+
+    async def fetch(self) -> frozenset[str]:
+        await self.some.wait()
+        self.some.clear()
+        names = frozenset(self.names)
+        self.names.clear()
+        return names
 
 
 class TableDispatcher:
     """Chooses engines by the newest table it was given. Waits while a model loads, never for ever.
 
-    Of several engines it takes the one with the fewest requests of this router for its slots, and any of
-    those that are equal.
+    Of several engines its ``Balancer`` takes one; this class brings it the table and the time.
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._table = RoutingTable()
         self._changed = asyncio.Event()
-        self._under_way: Counter[str] = Counter()
+        self._balancer = Balancer(rng=rng)
         self._used: dict[str, float] = {}
-        self._doubted: set[str] = set()
-        self._doubt = asyncio.Event()
-        self._rng = rng or random.Random()  # noqa: S311  # spreads load, guards nothing
+        # What control knows each engine's model by.
+        self._wishes: dict[str, str] = {}
+        self._doubted = _Word()
+        self._woken = _Word()
 
     @property
     def stamp(self) -> tuple[str, int]:
@@ -37,78 +57,117 @@ class TableDispatcher:
         """Replaces the table and wakes who waits for a change."""
         self._table = table
         self._used = {name: used for name, used in self._used.items() if name in table.routes}
+        self._wishes = {
+            engine.replica_id: engine.wish or name
+            for name, route in table.routes.items()
+            for engine in route.engines
+            if route.listed
+        }
+        now = time.monotonic()
+        engines = {name: route.engines for name, route in table.routes.items()}
+        self._balancer.know(engines, now, reports_lag_s=now - time.time())
         self._changed.set()
         self._changed = asyncio.Event()
 
     def served(self) -> tuple[ServedModel, ...]:
         routes = self._table.routes.values()
-        return tuple(route.model for route in routes if route.phase in LISTED_PHASES)
+        return tuple(route.model for route in routes if route.listed and route.phase in LISTED_PHASES)
 
     def last_used(self) -> Mapping[str, float]:
-        """When each model was last asked or last answered here, in Unix seconds; now, while it answers."""
+        """When each model, or pool of it, was last asked or last answered here, in Unix seconds: now, while
+        it answers.
+        """
         now = time.time()
-        busy = {
-            route.model.name
-            for route in self._table.routes.values()
-            if any(self._under_way[engine.replica_id] for engine in route.engines)
-        }
+        busy = {wish for replica_id, wish in self._wishes.items() if self._balancer.under_way(replica_id)}
         return {name: now if name in busy else used for name, used in self._used.items()}
 
-    async def choose(self, model: str, *, deadline_s: float, avoid: frozenset[str]) -> Endpoint:
+    async def choose(
+        self, model: str, *, deadline_s: float, avoid: frozenset[str], hints: RequestHints = NO_HINTS
+    ) -> Endpoint:
         """A live engine of ``model``, not one of ``avoid``.
 
-        Raises ModelNotFound at once, EngineFailed for a model that failed to load, NotReady when
-        ``deadline_s`` passed without an engine.
+        Raises ModelNotFound at once, InvalidRequest for a pool that the model has not had, EngineFailed
+        for a model that failed to load, NotReady when ``deadline_s`` passed without an engine.
         """
         until = time.monotonic() + deadline_s
         while True:
             route = self._route(model)
+            if hints.pool is not None:
+                _check_pool(model, route, hints.pool)
+            if choice := self._balancer.choose(model, hints, avoid, time.monotonic()):
+                one = choice.engine
+                self._used[one.wish or model] = time.time()
+                return Endpoint(
+                    one.url,
+                    one.key,
+                    one.replica_id,
+                    model,
+                    one.backend,
+                    pool=one.pool,
+                    ticket=choice.ticket,
+                    why=choice.why.value,
+                )
             self._used[model] = time.time()
-            if engine := self._pick(route, avoid):
-                self._under_way[engine.replica_id] += 1
-                return Endpoint(engine.url, engine.key, engine.replica_id, model, engine.backend)
+            self._wake(model, hints.pool)
             left = until - time.monotonic()
             if left <= 0:
                 raise NotReady(f"{model} is {route.phase.value} and was not ready within {deadline_s:.0f} s")
             await _wait(self._changed, left)
 
-    def finished(self, endpoint: Endpoint, *, ok: bool) -> None:
+    def answering(self, endpoint: Endpoint) -> None:
+        """Told at the first byte of the answer."""
+        self._balancer.answering(endpoint.ticket, time.monotonic())
+
+    def finished(self, endpoint: Endpoint, *, ok: bool, full: bool = False, units: int = 0) -> None:
         """Told once for every endpoint chosen."""
-        self._used[endpoint.model] = time.time()
-        self._under_way[endpoint.replica_id] -= 1
-        if self._under_way[endpoint.replica_id] <= 0:
-            del self._under_way[endpoint.replica_id]
+        self._used[self._wishes.get(endpoint.replica_id, endpoint.model)] = time.time()
+        self._balancer.finished(endpoint.ticket, time.monotonic(), ok=ok, full=full, units=units)
         if not ok:
             self._doubted.add(endpoint.replica_id)
-            self._doubt.set()
 
     async def doubted(self) -> frozenset[str]:
         """The replicas that have failed a request since the last call, once there is one. For one caller."""
-        await self._doubt.wait()
-        self._doubt.clear()
-        found = frozenset(self._doubted)
-        self._doubted.clear()
-        return found
+        return await self._doubted.fetch()
+
+    async def woken(self) -> frozenset[str]:
+        """The sleeping models that requests have waited for since the last call, once there is one. For one
+        caller.
+        """
+        return await self._woken.fetch()
+
+    def _wake(self, model: str, pool: str | None) -> None:
+        """One pool may sleep while the others serve; it has a name of its own."""
+        name = model if pool is None or f"{model}@{pool}" not in self._table.routes else f"{model}@{pool}"
+        if self._table.routes[name].phase is Phase.SLEEPING:
+            self._woken.add(name)
 
     def _route(self, model: str) -> Route:
         route = self._table.routes.get(model)
         if route is None or route.phase is Phase.UNLOADING:
             names = ", ".join(sorted(served.name for served in self.served())) or "none"
             raise ModelNotFound(f"the model {model!r} does not exist; models served here: {names}")
+        if route.phase is Phase.FAILED and route.will_retry:
+            # Not the end: its nodes may come back, and so may the client.
+            raise NotReady(f"{model} is not served at the moment, and is tried again: {route.reason}")
         if route.phase is Phase.FAILED:
             raise EngineFailed(f"{model} failed to load: {route.reason}")
         return route
 
-    def _pick(self, route: Route, avoid: frozenset[str]) -> RoutedEngine | None:
-        if len(route.engines) == 1:
-            only = route.engines[0]
-            return None if only.replica_id in avoid else only
-        free = [engine for engine in route.engines if engine.replica_id not in avoid]
-        if not free:
-            return None
-        loads = [self._under_way[engine.replica_id] / engine.slots for engine in free]
-        least = min(loads)
-        return self._rng.choice([engine for engine, load in zip(free, loads, strict=True) if load == least])
+
+def _check_pool(model: str, route: Route, pool: str) -> None:
+    """Raises InvalidRequest for a pool that the model does not have. One without engines is waited for."""
+    pools = {engine.pool for engine in route.engines if engine.pool}
+    if pool in pools:
+        return
+    for info in route.model.pools:
+        pools.update((info.name,) if info.name else info.backends)
+    # A model of which nothing is known yet may get that pool.
+    if pools and pool not in pools:
+        raise InvalidRequest(
+            f"{model!r} has no pool {pool!r}; its pools: {', '.join(sorted(pools))}. Name one of them in "
+            "x-xgen-pool, or leave that header out.",
+            "x-xgen-pool",
+        )
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xgen_ray.backends import discover
+from xgen_ray.backends.rehearsal import rehearse
 from xgen_ray.hardware import (
     GPUProcesses,
     NodeSnapshot,
@@ -15,11 +16,12 @@ from xgen_ray.hardware import (
     take_usage,
 )
 from xgen_ray.placement import DEFAULT_POLICY, PlacementPolicy
-from xgen_ray.placement.types import Backend, BackendStatus
+from xgen_ray.placement.types import Backend, BackendStatus, Plan
 from xgen_ray.serving.state import Inventory
 
 # Cards do not come and go by the minute, and a look takes seconds; usage is read afresh every time.
 SNAPSHOT_AGE_S = 600.0
+LOOPBACK = "127.0.0.1"
 
 
 class InventoryReader:
@@ -65,6 +67,10 @@ class InventoryReader:
         """Who has how much of the node's GPUs now. Costs as much as usage."""
         snapshot, _ = await self.hardware()
         return await asyncio.to_thread(take_processes, snapshot.detection, env=self._env)
+
+    async def rehearse(self, plan: Plan) -> tuple[str, ...]:
+        """The command that would start ``plan`` here. Raises what the start would be refused with."""
+        return await rehearse(plan, host=LOOPBACK, base_env=self._env, cache_dir=self._cache_dir)
 
     async def _look(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]:
         snapshot = await asyncio.to_thread(detect_in_child, env=self._env)

@@ -7,7 +7,7 @@ from typing import Final
 from xgen_ray.errors import ModelNotFound, NotReady, XgenRayError
 from xgen_ray.hardware.types import GPUDetectionResult, HostFacts, NodeSnapshot
 from xgen_ray.models import ModelFacts, parse_source
-from xgen_ray.placement import RAM, NodeView, Outstanding, PlacementPolicy
+from xgen_ray.placement import RAM, FleetPlan, NodeView, Outstanding, PlacementPolicy
 from xgen_ray.schema import Progress
 from xgen_ray.serving.node_state import NodeState, Versions
 from xgen_ray.serving.nodes import Nodes, NodesSeen, SilentNode
@@ -15,7 +15,7 @@ from xgen_ray.serving.sources import SourceFinder
 from xgen_ray.serving.state import Fleet
 
 # A node that has just joined answers once it has tried its engines, which takes seconds.
-JOINING_PATIENCE_S: Final = 15.0
+JOINING_PATIENCE_S: Final = 30.0
 LOOK_AGAIN_S: Final = 0.5
 
 
@@ -41,6 +41,14 @@ class FleetReader:
             if seen.states or asyncio.get_running_loop().time() > until:
                 return seen
             await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def rehearse(self, decision: FleetPlan) -> tuple[str, ...]:
+        """The first replica's command. Raises what one of the nodes would refuse to start."""
+        first = {(one.node_id, one.plan.backend): one for one in reversed(decision.assignments)}
+        commands = await asyncio.gather(
+            *(self._nodes.rehearse(one.node_id, one.plan) for one in reversed(first.values()))
+        )
+        return commands[0]
 
     def against(self, state: NodeState) -> str:
         """Why a node takes no models although it answers; empty if it does."""
@@ -77,7 +85,8 @@ class FleetReader:
         facts = await self._facts(model, seen, having)
         on_hub = parse_source(model).path is None
         views = [self._view(state, having.get(state.node.node_id), can_fetch=on_hub) for state in seen.states]
-        return facts, Fleet((*views, *map(_silent_view, seen.silent)), self.policy)
+        silent = frozenset(one.node.node_id for one in seen.silent)
+        return facts, Fleet((*views, *map(_silent_view, seen.silent)), self.policy, silent)
 
     async def _having(self, model: str, seen: NodesSeen) -> Mapping[str, bool]:
         """On which nodes the files are, as far as nodes answer. Raises what all of them refuse with."""

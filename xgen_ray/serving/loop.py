@@ -192,7 +192,7 @@ class ControlLoop:
             models = self.state.models.values()
             wanted: list[Pool] = [pool for model in models for pool in model.live]
             await self._hands.observe(wanted)
-            steady = (Phase.READY, Phase.FAILED)
+            steady = (Phase.READY, Phase.FAILED, Phase.SLEEPING)
             busy = self.state.stray_pools or any(
                 model.phase not in steady
                 or model.looking
@@ -203,8 +203,11 @@ class ControlLoop:
 
 
 def name_of(request: LoadRequest) -> str:
-    """The name that a model is served under. Raises InvalidRequest for a source that cannot be read."""
-    return request.name or default_name(parse_source(request.model))
+    """What a wish is known by: the name that its model is served under, and the pool if it is one of
+    several. Raises InvalidRequest for a source that cannot be read.
+    """
+    name = request.name or default_name(parse_source(request.model))
+    return name if request.pool is None else f"{name}@{request.pool}"
 
 
 def _log_transitions(before: ControlState, after: ControlState) -> None:

@@ -17,6 +17,7 @@ from xgen_ray.serving.placing import (
     place,
 )
 from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
+from xgen_ray.serving.sizing import follow_load, hear_scale, hear_wake
 from xgen_ray.serving.state import (
     ControlState,
     Effect,
@@ -34,8 +35,10 @@ from xgen_ray.serving.state import (
     PoolStartFailed,
     ReplicaReported,
     Restored,
+    ScaleAsked,
     UnloadAsked,
     UseReported,
+    WakeAsked,
 )
 from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import lift, load, restore, unload
@@ -76,9 +79,14 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901  # one line a kind o
             hear_replica(turn, event)
         case PoolsObserved():
             observe(turn, event)
+            follow_load(turn, event.at)
         case NodesObserved():
             observe_nodes(turn, event)
         case UseReported():
             hear_use(turn, event)
+        case WakeAsked():
+            hear_wake(turn, event)
+        case ScaleAsked():
+            hear_scale(turn, event)
         case _:
             assert_never(event)

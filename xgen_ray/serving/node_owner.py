@@ -27,13 +27,17 @@ WATCH_S: Final = 0.5
 
 
 class Machine(Protocol):
-    """What the owner asks of its node: facts that hardly change, live figures, and who has GPU memory."""
+    """What the owner asks of its node: facts that hardly change, live figures, who has GPU memory, and what
+    would start a plan.
+    """
 
     async def hardware(self) -> tuple[NodeSnapshot, tuple[BackendStatus, ...]]: ...
 
     async def usage(self) -> NodeUsage: ...
 
     async def processes(self) -> GPUProcesses: ...
+
+    async def rehearse(self, plan: Plan) -> tuple[str, ...]: ...
 
 
 class LiveUsage:
@@ -212,6 +216,10 @@ class NodeOwner:
             return await asyncio.to_thread(self._sources.facts_if_present, model)
         except ModelNotFound as error:
             raise ModelNotFound(f"node {self._node.name}: {error.message}") from error
+
+    async def rehearse(self, plan: Plan) -> tuple[str, ...]:
+        """The command that would start ``plan`` here. Raises what the start would be refused with."""
+        return await self._machine.rehearse(plan)
 
     async def fetch(self, model: str, ticket: str) -> FetchState:
         """Brings the files of ``model`` here; returns at once. ``ticket`` is the caller's own name for it."""

@@ -130,6 +130,10 @@ class Nodes:
         answer: ModelFacts = await self._ask(node_id, "facts", model)
         return answer
 
+    async def rehearse(self, node_id: str, plan: Plan) -> tuple[str, ...]:
+        answer: tuple[str, ...] = await self._ask(node_id, "rehearse", plan)
+        return answer
+
     async def fetch(self, node_id: str, model: str, ticket: str) -> FetchState:
         answer: FetchState = await self._ask(node_id, "fetch", model, ticket)
         return answer

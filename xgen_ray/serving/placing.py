@@ -1,11 +1,9 @@
 """From a model's facts and the fleet to pools: the plan, the leases on its nodes, the start."""
 
-from collections import defaultdict
 from dataclasses import replace
 
-from xgen_ray.errors import EngineFailed, PlacementRefused, WrongState, XgenRayError
+from xgen_ray.errors import EngineFailed, NotReady, PlacementRefused, WrongState, XgenRayError
 from xgen_ray.placement import (
-    Assignment,
     Exclusion,
     FleetPlan,
     FleetRefusal,
@@ -15,8 +13,9 @@ from xgen_ray.placement import (
     plan_fleet,
     threads_of,
 )
-from xgen_ray.placement.types import Backend, EngineOptions
+from xgen_ray.placement.types import EngineOptions
 from xgen_ray.schema import LoadRequest, Origin, Phase
+from xgen_ray.serving.sizing import can_sleep, doze
 from xgen_ray.serving.state import (
     ControlState,
     LookDone,
@@ -34,12 +33,15 @@ from xgen_ray.serving.state import (
     StopPool,
 )
 from xgen_ray.serving.turn import Turn, fail, retry_pause
-from xgen_ray.serving.wishes import leave, missing_replicas
+from xgen_ray.serving.wishes import leave, missing_replicas, new_model
 
 # A model that nobody asked for this long may be unloaded to make room, if a load says so.
 IDLE_S = 60.0
 # Two loads may want the same memory at once: the one that comes second plans again.
 MAX_REFUSED = 5
+# A node that is starting, or has much to do, may answer the next time.
+MAX_LOOKS = 4
+LOOK_AGAIN_S = 3.0
 
 
 def hear_progress(turn: Turn, event: LookProgressed) -> None:
@@ -48,8 +50,14 @@ def hear_progress(turn: Turn, event: LookProgressed) -> None:
 
 
 def hear_look_failed(turn: Turn, event: LookFailed) -> None:
-    if model := turn.current(event.name, event.attempt):
-        fall_short(turn, replace(model, looking=False), event.error, event.at)
+    model = turn.current(event.name, event.attempt)
+    if model is None:
+        return
+    model = turn.put(replace(model, looking=False))
+    if isinstance(event.error, NotReady) and model.setbacks < MAX_LOOKS:
+        _look_later(turn, model, event.error, event.at)
+    else:
+        fall_short(turn, model, event.error, event.at)
 
 
 def place(turn: Turn, event: LookDone) -> None:
@@ -67,6 +75,18 @@ def place(turn: Turn, event: LookDone) -> None:
         _make_room(turn, model, decision, event.at)
     else:
         _start_preparing(turn, model, decision, event)
+
+
+def _look_later(turn: Turn, model: Model, why: XgenRayError, at: float) -> None:
+    """Ask the nodes once more in a moment. Who waits for the load goes on waiting."""
+    turn.put(
+        replace(
+            model,
+            reason=f"looking again in {LOOK_AGAIN_S:.0f} s: {why}",
+            setbacks=model.setbacks + 1,
+            retry_at=at + LOOK_AGAIN_S,
+        )
+    )
 
 
 def _decide(
@@ -102,16 +122,19 @@ def options_of(model: Model) -> EngineOptions:
 
 def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> FleetPlan | FleetRefusal:
     """What a load would do, with nothing done."""
-    model = Model("", request, Origin.API, Phase.RESOLVING, "", attempt=0, since=event.at, created=event.at)
+    model = new_model("", request, Origin.API, event.at)
     turn = Turn(state)
     return _decide(turn, model, event, turn.exclusions, thorough=True)
 
 
 def idle_models(turn: Turn, node_id: str, at: float, *, besides: str) -> tuple[IdleModel, ...]:
-    """Loaded models with an engine on the node that nobody has asked for in a while. Declared ones stay."""
+    """Loaded models with an engine on the node that nobody has asked for in a while. Declared ones stay, but
+    for those that may sleep.
+    """
     found = []
     for model in turn.models.values():
-        if model.name == besides or model.phase is not Phase.READY or model.origin is Origin.DECLARED:
+        stays = model.origin is Origin.DECLARED and not can_sleep(model)
+        if model.name == besides or model.phase is not Phase.READY or stays:
             continue
         busy = any(
             (replica.status.running or 0) + (replica.status.waiting or 0) > 0
@@ -135,6 +158,9 @@ def _refused(turn: Turn, model: Model, event: LookDone, refusal: FleetRefusal) -
         for candidate in verdict.candidates
     )
     error: XgenRayError = PlacementRefused(refusal.message, candidates)
+    if event.fleet.silent and not model.setbacks and not model.live:
+        _look_later(turn, model, error, event.at)
+        return
     if model.last_rung is not None and not model.live:
         # If only what just failed is left, to leave it out for good would leave the model with nothing.
         exclusion, cause = model.last_rung
@@ -173,6 +199,9 @@ def _make_room(turn: Turn, model: Model, decision: FleetPlan, at: float) -> None
     names = ", ".join(decision.evict)
     turn.put(replace(model, evicting=frozenset(decision.evict), reason=f"waiting for {names} to make room"))
     for name in decision.evict:
+        if can_sleep(turn.models[name]):
+            doze(turn, turn.models[name], at, f"asleep: {model.name} needs the room; a request wakes it")
+            continue
         reason = f"unloading: idle, and {model.name} needs the room"
         leave(turn, turn.models[name], at, reason, WrongState(f"{name} makes room for {model.name}"))
 
@@ -180,21 +209,19 @@ def _make_room(turn: Turn, model: Model, decision: FleetPlan, at: float) -> None
 def _start_preparing(turn: Turn, model: Model, decision: FleetPlan, event: LookDone) -> None:
     at = event.at
     snapshots = {view.node_id: view.snapshot for view in event.fleet.nodes}
-    by_pool: dict[tuple[str, Backend], list[Assignment]] = defaultdict(list)
-    for assignment in decision.assignments:
-        by_pool[assignment.node_id, assignment.plan.backend].append(assignment)
+    # One for each replica: an application is stopped as a whole, and what has grown must be able to shrink.
     pools = [
         Pool(
             pool=turn.new_pool_name(model.name),
-            node_id=node_id,
-            node=assignments[0].node,
-            node_kind=node_kind(snapshots[node_id], backend),
-            plans=tuple(assignment.plan for assignment in assignments),
+            node_id=one.node_id,
+            node=one.node,
+            node_kind=node_kind(snapshots[one.node_id], one.plan.backend),
+            plans=(one.plan,),
             phase=PoolPhase.PREPARING,
             since=at,
-            why=assignments[0].why,
+            why=one.why,
         )
-        for (node_id, backend), assignments in by_pool.items()
+        for one in decision.assignments
     ]
     words = "; ".join(f"{pool.backend.value} on {pool.node}: {pool.why}" for pool in pools)
     short = decision.missing > 0

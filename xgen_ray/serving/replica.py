@@ -90,6 +90,7 @@ class EngineReplica:
                 since=self._since,
                 running=load.running if load else None,
                 waiting=load.waiting if load else None,
+                load_at=time.time() if load else None,
                 progress=self._latest if address is None else None,
             ),
             address.key if address is not None else None,

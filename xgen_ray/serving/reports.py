@@ -29,7 +29,7 @@ def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = 
         report = report.model_copy(update={"nodes": tuple(map(_verdict, model.verdicts))})
     elif model.refusal is not None:
         report = plan_report(model.request.model, model.refusal)
-    reachable = model.phase in (Phase.READY, Phase.RECOVERING)
+    reachable = model.phase in (Phase.READY, Phase.RECOVERING, Phase.SLEEPING)
     key = model_key(model.facts) if model.facts is not None else None
     replicas = [replica.status for pool in model.live for replica in pool.replicas.values()]
     return ModelStatus(
@@ -45,7 +45,7 @@ def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = 
         plan=report,
         pools=tuple(_pool(pool) for pool in model.live),
         replicas=tuple(sorted(replicas, key=lambda status: status.replica_id)),
-        wanted_replicas=model.request.replicas,
+        wanted_replicas=model.wanted,
         shortfall=model.shortfall,
         progress=model.progress,
         failures=model.failures,
@@ -73,13 +73,17 @@ def plan_report(source: str, decision: FleetPlan | FleetRefusal) -> PlanReport:
     more = len(decision.assignments) - 1
     others = f", and {more} more" if more else ""
     leaving = f", once {', '.join(decision.evict)} has left" if decision.evict else ""
+    # What is missing comes first: it is what the reader would otherwise not learn.
+    short = f"{decision.message} Would" if decision.missing else "would"
     return report.model_copy(
         update={
-            "message": f"would run{where} by {first.plan.backend.value}{others}{leaving}: {first.why}",
+            "message": f"{short} run{where} by {first.plan.backend.value}{others}{leaving}: {first.why}",
             "candidates": candidates,
             "assignments": tuple(map(_assignment, decision.assignments)),
             "nodes": verdicts,
             "evict": decision.evict,
+            "missing": decision.missing,
+            "shortfall": decision.message or None,
         }
     )
 

@@ -1,39 +1,101 @@
-"""From models to the routes that routers follow."""
+"""From models to the routes that routers follow.
 
-from collections.abc import Iterable, Mapping
+A model has one name for its clients and may have several pools: other files, engines, nodes, each wished for
+by itself (``name@pool``). The name reaches the engines of all of them, ``name@pool`` those of one, and
+``name@backend`` those of one kind.
+"""
 
-from xgen_ray.schema import Phase, ServedModel
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from xgen_ray.schema import Phase, PoolInfo, ServedModel
 from xgen_ray.serving.state import Model
-from xgen_ray.serving.table import Route, RoutedEngine
+from xgen_ray.serving.table import ReportedLoad, Route, RoutedEngine
+
+# What is told of a name whose pools differ: the best of what can be said of them.
+_BEST_FIRST = (
+    Phase.READY,
+    Phase.RECOVERING,
+    Phase.LOADING,
+    Phase.RESOLVING,
+    Phase.SLEEPING,
+    Phase.FAILED,
+    Phase.UNLOADING,
+)
 
 
 def routes_of(models: Iterable[Model]) -> Mapping[str, Route]:
-    """One route a model, with the engines that a request may be sent to."""
-    return {model.name: _route(model) for model in models}
+    """Every name that a request may use, with the engines that it may be sent to."""
+    by_name: dict[str, list[Model]] = defaultdict(list)
+    for model in models:
+        by_name[model.served_as].append(model)
+    routes: dict[str, Route] = {}
+    for name, pools in by_name.items():
+        route = _route(name, pools)
+        routes[name] = route
+        for backend in {engine.backend for engine in route.engines}:
+            own = tuple(engine for engine in route.engines if engine.backend == backend)
+            routes[f"{name}@{backend}"] = replace(route, engines=own, listed=False)
+        for model in pools:
+            if model.name != name:
+                routes[model.name] = replace(_route(model.name, [model]), listed=False)
+    return routes
 
 
-def _route(model: Model) -> Route:
-    live = model.live
+def _route(name: str, pools: Sequence[Model]) -> Route:
+    best = min(pools, key=lambda model: _BEST_FIRST.index(model.phase))
+    live = [pool for model in pools for pool in model.live]
     options = live[0].plans[0].options if live else None
     served = ServedModel(
-        name=model.name,
-        created=int(model.created),
+        name=name,
+        created=min(int(model.created) for model in pools),
         task=options.task.value if options else "generate",
-        ready=model.phase is Phase.READY,
+        ready=best.phase is Phase.READY,
         backend=live[0].backend.value if live else None,
         context=min(plan.options.context for pool in live for plan in pool.plans) if live else None,
+        pools=tuple(_info(model) for model in pools),
     )
     # A reason that changes with every progress line would wake all routers for nothing.
-    reason = model.reason if model.phase is Phase.FAILED else ""
-    return Route(served, model.phase, reason, _engines(model))
+    reason = best.reason if best.phase is Phase.FAILED else ""
+    engines = tuple(engine for model in pools for engine in _engines(model))
+    if len(engines) < 2:
+        # Only a choice needs to know how busy they are, and every change of the table wakes all routers.
+        engines = tuple(replace(engine, load=None) for engine in engines)
+    return Route(served, best.phase, reason, engines, will_retry=best.retry_at is not None)
+
+
+def _info(model: Model) -> PoolInfo:
+    live = model.live
+    return PoolInfo(
+        name=model.pool_name,
+        backends=tuple(sorted({pool.backend.value for pool in live})),
+        precision=model.facts.quantization if model.facts is not None else None,
+        format=model.facts.format.value if model.facts is not None else None,
+        context=min(plan.options.context for pool in live for plan in pool.plans) if live else None,
+        phase=model.phase.value,
+    )
 
 
 def _engines(model: Model) -> tuple[RoutedEngine, ...]:
     if model.phase not in (Phase.READY, Phase.RECOVERING):
         return ()
     return tuple(
-        RoutedEngine(key, replica.status.url, replica.key, pool.backend.value, pool.plans[0].options.slots)
+        RoutedEngine(
+            key,
+            replica.status.url,
+            replica.key,
+            pool.backend.value,
+            pool.plans[0].options.slots,
+            pool=model.pool_name or pool.backend.value,
+            load=_load(replica.status.running, replica.status.waiting, replica.status.load_at),
+            wish=model.name,
+        )
         for pool in model.live
         for key, replica in sorted(pool.replicas.items())
         if replica.status.state == "ready" and replica.status.url and replica.key
     )
+
+
+def _load(running: int | None, waiting: int | None, at: float | None) -> ReportedLoad | None:
+    return None if running is None or at is None else ReportedLoad(running, waiting or 0, at)

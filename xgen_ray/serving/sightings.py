@@ -129,7 +129,7 @@ def _descend(turn: Turn, model: Model, pool: Pool, error: XgenRayError, at: floa
 
 def settle(turn: Turn, model: Model, at: float) -> None:
     """Brings the phase in line with the replicas that are there."""
-    ready, wanted = model.ready, model.request.replicas
+    ready, wanted = model.ready, model.wanted
     if ready:
         reason = f"{ready} of {wanted} replicas ready"
         if model.shortfall:
@@ -170,6 +170,19 @@ def observe(turn: Turn, event: PoolsObserved) -> None:
         elif model.retry_at is not None and event.at >= model.retry_at:
             turn.seek(model, event.at, f"trying again after: {model.shortfall or model.reason}")
     stop_strays(turn, event.pools)
+    _use_room(turn, event.at)
+
+
+def _use_room(turn: Turn, at: float) -> None:
+    """Who waited for others to make room looks again once nothing of them is left."""
+    for model in list(turn.models.values()):
+        if model.evicting and not any(_leaves(turn.models.get(name)) for name in model.evicting):
+            names = ", ".join(sorted(model.evicting))
+            turn.seek(replace(model, evicting=frozenset()), at, f"{names} made room")
+
+
+def _leaves(model: Model | None) -> bool:
+    return model is not None and model.phase in (Phase.UNLOADING, Phase.SLEEPING) and bool(model.pools)
 
 
 def _observe_at_work(turn: Turn, model: Model, pool: Pool, event: PoolsObserved) -> None:

@@ -20,7 +20,8 @@ from xgen_ray.placement import (
     PlacementPolicy,
 )
 from xgen_ray.placement.types import Backend, BackendStatus, Plan
-from xgen_ray.schema import FailureReport, LoadRequest, Origin, Phase, Progress, ReplicaStatus
+from xgen_ray.schema import FailureReport, LoadRequest, Origin, Phase, Progress, ReplicaStatus, Scaling
+from xgen_ray.serving.scaling import STEADY, Trend
 from xgen_ray.serving.table import RoutingTable
 
 
@@ -39,10 +40,13 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Every node at the moment a plan is made, and the operator's rules."""
+    """Every node at the moment a plan is made, and the operator's rules. ``silent`` are the ids of the nodes
+    that gave no answer in time.
+    """
 
     nodes: tuple[NodeView, ...]
     policy: PlacementPolicy = DEFAULT_POLICY
+    silent: frozenset[str] = frozenset()
 
 
 class AppState(StrEnum):
@@ -114,6 +118,7 @@ class Model:
     ``leavers`` when the unload ends. ``proven`` means that it has served once: such a wish outlives a
     failure, a load that never worked does not. A wish that lives on, or lacks replicas, is tried again at
     ``retry_at``, later after each of its ``setbacks``. ``shortfall`` says why replicas are missing.
+    ``wanted`` is how many replicas there should be now, and ``trend`` where its load is going.
     ``evicting`` are the models that are leaving to make room. ``context_limit`` is what is left of the
     context after running out of memory. ``last_rung`` is the failure that led to the newest exclusion.
     """
@@ -126,6 +131,8 @@ class Model:
     attempt: int
     since: float
     created: float
+    wanted: int = 1
+    trend: Trend = STEADY
     looking: bool = False
     facts: ModelFacts | None = None
     pools: Mapping[str, Pool] = field(default_factory=dict)
@@ -142,6 +149,16 @@ class Model:
     proven: bool = False
     setbacks: int = 0
     retry_at: float | None = None
+
+    @property
+    def served_as(self) -> str:
+        """The name that clients use; several wishes may share it."""
+        return self.name.partition("@")[0]
+
+    @property
+    def pool_name(self) -> str:
+        """Which of the name's pools this is; empty for the one without a name."""
+        return self.name.partition("@")[2]
 
     @property
     def live(self) -> tuple[Pool, ...]:
@@ -331,6 +348,25 @@ class UseReported:
 
 
 @dataclass(frozen=True, slots=True)
+class WakeAsked:
+    """From a router: requests have come for models that sleep."""
+
+    names: frozenset[str]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleAsked:
+    """An operator wants so many replicas of a model, or another rule for their number."""
+
+    name: str
+    replicas: int | None
+    scaling: Scaling | None
+    caller: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStartFailed:
     """Serve refused the application itself."""
 
@@ -354,6 +390,8 @@ Event = (
     | PoolsObserved
     | NodesObserved
     | UseReported
+    | WakeAsked
+    | ScaleAsked
     | PoolStartFailed
 )
 

@@ -7,24 +7,46 @@ from xgen_ray.schema import Phase, ServedModel
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedLoad:
+    """The requests an engine had, of all routers, when it was asked: ``at``, in Unix seconds."""
+
+    running: int
+    waiting: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoutedEngine:
-    """One engine that answers: where, the key that opens it, and how many requests it computes at once."""
+    """One engine that answers: where, the key that opens it, and how many requests it computes at once.
+
+    ``pool`` is what clients may call its pool. ``load`` is its own word, None if it has not said.
+    ``wish`` is what control knows its model by, which is told when it was used last.
+    """
 
     replica_id: str
     url: str
     key: str = field(repr=False)
     backend: str
     slots: int
+    pool: str = ""
+    load: ReportedLoad | None = None
+    wish: str = ""
+    caches_prefixes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How to reach one model. ``engines`` are those that were ready when control last heard of them."""
+    """How to reach one model. ``engines`` are those that were ready when control last heard of them. One that
+    is not ``listed`` is another name for some of the engines of one that is. ``will_retry``: what failed is
+    tried again without being asked.
+    """
 
     model: ServedModel
     phase: Phase
     reason: str
     engines: tuple[RoutedEngine, ...] = ()
+    listed: bool = True
+    will_retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

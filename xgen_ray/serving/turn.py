@@ -11,6 +11,7 @@ from xgen_ray.serving.routes import routes_of
 from xgen_ray.serving.state import (
     Answer,
     AppState,
+    CancelLook,
     ControlState,
     Effect,
     Forget,
@@ -85,6 +86,14 @@ class Turn:
         if pool.phase is PoolPhase.PREPARING:
             return self.drop_pool(model, pool.pool)
         return self.put_pool(model, replace(pool, phase=PoolPhase.STOPPING, replicas={}, progress=None))
+
+    def stop_all(self, model: Model) -> Model:
+        """Stop what runs of a model, and the look for a place."""
+        if model.looking:
+            self.effects.append(CancelLook(model.name, model.attempt))
+        for pool in model.live:
+            model = self.stop_pool(model, pool)
+        return self.put(replace(model, looking=False, evicting=frozenset()))
 
     def new_pool_name(self, model: str) -> str:
         self.pools_named += 1

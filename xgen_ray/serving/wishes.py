@@ -5,10 +5,10 @@ from dataclasses import replace
 from xgen_ray.errors import ModelNotFound, NameConflict, WrongState
 from xgen_ray.placement import model_key
 from xgen_ray.schema import LoadRequest, Origin, Phase
+from xgen_ray.serving.scaling import first_replicas
 from xgen_ray.serving.state import (
     Answer,
     AppState,
-    CancelLook,
     ExclusionsLifted,
     Forget,
     LoadAsked,
@@ -36,14 +36,14 @@ def restore(turn: Turn, event: Restored) -> None:
             _take_up(turn, record, event)
     for name, request in event.declared.items():
         if name not in turn.models:
-            turn.seek(_new(name, request, Origin.DECLARED, event.at), event.at, "declared")
+            turn.seek(new_model(name, request, Origin.DECLARED, event.at), event.at, "declared")
     stop_strays(turn, event.pools)
 
 
 def _take_up(turn: Turn, record: Record, event: Restored) -> None:
     """A wish of an earlier life: the pools that run are adopted, what is missing is looked for."""
     model = replace(
-        _new(record.name, record.request, record.origin, event.at),
+        new_model(record.name, record.request, record.origin, event.at),
         created=record.created,
         proven=record.proven,
         context_limit=record.context_limit,
@@ -66,6 +66,11 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
             app=app,
             proven=record.proven,
         )
+    scaling = record.request.scaling
+    if not adopted and record.proven and scaling is not None and scaling.min_replicas == 0:
+        reason = "asleep since a restart; a request wakes it"
+        turn.put(replace(model, phase=Phase.SLEEPING, wanted=0, reason=reason))
+        return
     if not adopted:
         turn.seek(model, event.at, "loading again after a restart")
         return
@@ -76,6 +81,7 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
             reason="control restarted; asking the running replicas",
             facts=next(iter(adopted.values())).plans[0].facts,
             pools=adopted,
+            wanted=max(model.wanted, sum(len(pool.plans) for pool in adopted.values())),
         )
     )
     if missing_replicas(model) > 0:
@@ -84,18 +90,29 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
 
 def missing_replicas(model: Model) -> int:
     """How many replicas have no place yet."""
-    return model.request.replicas - sum(len(pool.plans) for pool in model.live)
+    return model.wanted - sum(len(pool.plans) for pool in model.live)
 
 
-def _new(name: str, request: LoadRequest, origin: Origin, at: float) -> Model:
-    return Model(name, request, origin, Phase.RESOLVING, "", attempt=0, since=at, created=at)
+def new_model(name: str, request: LoadRequest, origin: Origin, at: float) -> Model:
+    """A wish of which nothing has been done yet."""
+    return Model(
+        name,
+        request,
+        origin,
+        Phase.RESOLVING,
+        "",
+        attempt=0,
+        since=at,
+        created=at,
+        wanted=first_replicas(request),
+    )
 
 
 def load(turn: Turn, event: LoadAsked) -> None:
     turn.used = {**turn.used, event.name: event.at}
     model = turn.models.get(event.name)
-    if model is None or model.phase is Phase.FAILED:
-        fresh = model or _new(event.name, event.request, Origin.API, event.at)
+    if model is None or model.phase in (Phase.FAILED, Phase.SLEEPING):
+        fresh = model or new_model(event.name, event.request, Origin.API, event.at)
         fresh = replace(
             fresh,
             request=event.request,
@@ -104,6 +121,7 @@ def load(turn: Turn, event: LoadAsked) -> None:
             verdicts=(),
             context_limit=None,
             last_rung=None,
+            wanted=first_replicas(event.request),
         )
         turn.seek(fresh, event.at, "asked for")
     elif model.phase is Phase.UNLOADING:
@@ -139,18 +157,13 @@ def leave(turn: Turn, model: Model, at: float, reason: str, error: WrongState) -
     """The wish is forgotten first, then what runs of it is stopped. Who waits for its load gets ``error``."""
     model = turn.answer(model, error)
     turn.effects.append(Forget(model.name))
-    if model.looking:
-        turn.effects.append(CancelLook(model.name, model.attempt))
-    for pool in model.live:
-        model = turn.stop_pool(model, pool)
+    model = turn.stop_all(model)
     model = turn.put(
         replace(
             model,
             phase=Phase.UNLOADING,
             reason=reason,
             since=at,
-            looking=False,
-            evicting=frozenset(),
             shortfall=None,
             retry_at=None,
             progress=None,
@@ -170,7 +183,11 @@ def lift(turn: Turn, event: ExclusionsLifted) -> None:
         if exclusion.model != key or event.backend not in (None, exclusion.backend)
     )
     if len(kept) == len(turn.exclusions):
-        excluded = sorted({exclusion.model for exclusion in turn.exclusions})
+        keys = {exclusion.model for exclusion in turn.exclusions}
+        names = {
+            model_key(other.facts): other.name for other in turn.models.values() if other.facts is not None
+        }
+        excluded = sorted(names.get(key, key) for key in keys)
         message = f"nothing is excluded for {event.name!r}; excluded: {', '.join(excluded) or 'nothing'}"
         turn.effects.append(Answer(event.caller, event.name, ModelNotFound(message)))
         return

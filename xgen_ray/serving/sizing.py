@@ -1,0 +1,177 @@
+"""The number of a model's replicas: grown, shrunk, put to sleep, woken, set by hand."""
+
+from dataclasses import replace
+
+from xgen_ray.errors import ModelNotFound, WrongState
+from xgen_ray.placement.rows import preference
+from xgen_ray.schema import LoadRequest, Phase
+from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, rescale
+from xgen_ray.serving.state import Answer, Model, Pool, ScaleAsked, WakeAsked
+from xgen_ray.serving.turn import Turn
+from xgen_ray.serving.wishes import missing_replicas
+
+
+def follow_load(turn: Turn, at: float) -> None:
+    """Every model that scales has as many replicas as its load asks for, or is on the way there."""
+    for name in list(turn.models):
+        model = turn.models[name]
+        scaling = model.request.scaling
+        if scaling is None or model.phase is not Phase.READY:
+            # Before it has served, and while its engines start again, its load says nothing.
+            continue
+        load = load_of(model)
+        if may_sleep(scaling, load, at - max(turn.used.get(name, 0.0), model.since)):
+            doze(turn, model, at, f"asleep: nobody asked for it in {scaling.ttl_s:.0f} s; a request wakes it")
+            continue
+        wanted, trend = rescale(scaling, model.wanted, load, model.trend, at)
+        if (wanted, trend) == (model.wanted, model.trend):
+            continue
+        model = turn.put(replace(model, trend=trend))
+        if wanted > model.wanted:
+            _grow(turn, model, wanted - model.wanted, at)
+        else:
+            _resize(turn, model, wanted, at, f"its load asks for {wanted} replicas")
+
+
+def growth_rank(model: Model) -> tuple[float, int]:
+    """Of a name's pools the least grows first: the cheapest, then the one with the better backend."""
+    cost = model.request.scaling.cost if model.request.scaling is not None else 1.0
+    backend = model.live[0].backend if model.live else model.request.options.backend
+    if backend is None or model.facts is None:
+        return cost, 0
+    return cost, preference(model.facts.format).index(backend)
+
+
+def _grow(turn: Turn, model: Model, more: int, at: float) -> None:
+    """``more`` replicas for the name that ``model`` serves: in its best pool, and what that cannot take in
+    the next.
+    """
+    pools = [one for one in turn.models.values() if one.served_as == model.served_as and _grows(one)]
+    for pool in sorted(pools, key=growth_rank):
+        scaling = pool.request.scaling
+        room = 0 if scaling is None or pool.shortfall else scaling.max_replicas - pool.wanted
+        taken = min(more, max(0, room))
+        if taken and pool.phase is Phase.SLEEPING:
+            turn.used = {**turn.used, pool.name: at}
+            turn.seek(replace(pool, wanted=taken, trend=STEADY), at, f"woken by the load on {model.name}")
+        elif taken:
+            wanted = pool.wanted + taken
+            _resize(turn, pool, wanted, at, f"the load on {model.name} asks for {wanted} replicas")
+        more -= taken
+
+
+def _grows(model: Model) -> bool:
+    return model.request.scaling is not None and model.phase in (Phase.READY, Phase.SLEEPING)
+
+
+def load_of(model: Model) -> Load:
+    """What its ready engines have to do, as they last said."""
+    ready = [
+        (replica.status, pool.plans[0].options.slots)
+        for pool in model.live
+        for replica in pool.replicas.values()
+        if replica.status.state == "ready"
+    ]
+    ongoing = sum((status.running or 0) + (status.waiting or 0) for status, _ in ready)
+    return Load(ongoing, min((slots for _, slots in ready), default=1))
+
+
+def hear_wake(turn: Turn, event: WakeAsked) -> None:
+    """However many ask, the first wakes it: after that it is no longer asleep. Of several pools that sleep
+    under a name, the one with the best backend wakes.
+    """
+    for name in sorted(event.names):
+        served_as = name.partition("@")[0]
+        pools = [model for model in turn.models.values() if model.served_as == served_as]
+        asked = [model for model in pools if model.name == name] or pools
+        if not asked or any(model.phase is not Phase.SLEEPING for model in asked):
+            continue
+        model = min(asked, key=lambda one: (growth_rank(one), one.created))
+        turn.used = {**turn.used, model.name: event.at}
+        woken = replace(model, wanted=first_replicas(model.request), trend=STEADY)
+        turn.seek(woken, event.at, "woken by a request")
+
+
+def hear_scale(turn: Turn, event: ScaleAsked) -> None:
+    model = turn.models.get(event.name)
+    if model is None:
+        names = ", ".join(sorted(turn.models)) or "none"
+        error = ModelNotFound(f"no model is loaded under the name {event.name!r}; loaded: {names}")
+        turn.effects.append(Answer(event.caller, event.name, error))
+        return
+    if model.phase in (Phase.UNLOADING, Phase.FAILED):
+        message = f"{event.name} is {model.phase.value}: load it again with the scale that it should have"
+        turn.effects.append(Answer(event.caller, event.name, WrongState(message)))
+        return
+    # As if it had been loaded so, which also is what a later load of the same is compared with.
+    asked = model.request.model_dump(exclude={"replicas", "scaling"}, exclude_unset=True)
+    size = {"scaling": event.scaling} if event.replicas is None else {"replicas": event.replicas}
+    request = LoadRequest.model_validate({**asked, **size})
+    model = turn.put(replace(model, request=request, trend=STEADY))
+    turn.effects.append(Answer(event.caller, event.name))
+    turn.remember(model)
+    scaling = request.scaling
+    if model.phase is Phase.SLEEPING:
+        if scaling is None or scaling.min_replicas > 0:
+            awake = replace(model, wanted=first_replicas(request))
+            turn.seek(awake, event.at, "its scale was changed: it wakes")
+        return
+    wanted = request.replicas
+    if scaling is not None:
+        wanted = min(scaling.max_replicas, max(1, scaling.min_replicas, model.wanted))
+    _resize(turn, model, wanted, event.at, f"an operator asks for {wanted} replicas")
+
+
+def can_sleep(model: Model) -> bool:
+    """Whether it may have no engine at all until somebody asks for it."""
+    scaling = model.request.scaling
+    return model.proven and scaling is not None and scaling.min_replicas == 0
+
+
+def doze(turn: Turn, model: Model, at: float, reason: str) -> None:
+    """Let go of everything but the wish."""
+    model = turn.stop_all(model)
+    asleep = turn.put(
+        replace(
+            model,
+            phase=Phase.SLEEPING,
+            reason=reason,
+            since=at,
+            wanted=0,
+            trend=STEADY,
+            shortfall=None,
+            retry_at=None,
+            setbacks=0,
+            progress=None,
+        )
+    )
+    turn.remember(asleep)
+
+
+def _resize(turn: Turn, model: Model, wanted: int, at: float, why: str) -> None:
+    before = model.wanted
+    model = turn.put(replace(model, wanted=wanted))
+    if wanted < before:
+        _shrink(turn, model)
+    elif missing_replicas(model) > 0 and not model.looking and wanted > before:
+        turn.seek(model, at, f"growing: {why}")
+
+
+def _shrink(turn: Turn, model: Model) -> None:
+    """Stop what is too much. What never came to serve goes first, then what has least to do."""
+    stopped = False
+    for pool in sorted(model.live, key=_worth):
+        if len(pool.plans) <= -missing_replicas(model):
+            model, stopped = turn.stop_pool(model, pool), True
+    if missing_replicas(model) <= 0:
+        # Nothing is short any more, and a look for more has lost its reason.
+        model = turn.put(replace(model, shortfall=None, retry_at=None))
+    if stopped:
+        turn.remember(model)
+
+
+def _worth(pool: Pool) -> tuple[bool, int, int, float]:
+    """What to stop comes first: not ready, little to do, a worse backend, young."""
+    busy = sum((one.status.running or 0) + (one.status.waiting or 0) for one in pool.replicas.values())
+    rank = preference(pool.plans[0].facts.format).index(pool.backend)
+    return (pool.ready > 0, busy, -rank, -pool.since)
