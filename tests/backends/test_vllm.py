@@ -68,8 +68,8 @@ def test_the_help_of_a_real_build_is_read() -> None:
         pytest.param(made(), {}, BEGIN + WORKERS + END, id="cpu"),
         pytest.param(
             made(Backend.VLLM_CUDA, gpus=(H100,), gpu_memory_utilization=0.9),
-            {"alias": "team/tiny"},
-            BEGIN.replace("--host", "--served-model-name team/tiny --host")
+            {"alias": "team/tiny@big"},
+            BEGIN.replace("--host", "--served-model-name team/tiny team/tiny@big team/tiny@vllm-cuda --host")
             + "--tensor-parallel-size 1 --gpu-memory-utilization 0.9 "
             + WORKERS
             + END,

@@ -297,6 +297,10 @@ def test_a_model_for_the_cpu_goes_to_the_node_without_gpus(
         assert fleet.chat("cpu-only").status_code == 200
 
 
+def ready(fleet: Fleet, name: str) -> int:
+    return sum(one["state"] == "ready" for one in state_of(fleet, name)["replicas"])
+
+
 def test_replicas_land_where_the_planner_says(fleet: Fleet, settled: dict[str, dict[str, Any]]) -> None:
     wish: dict[str, Any] = {"replicas": 3, "options": {"spread": True}}
     report = fleet.plan(**wish)
@@ -305,7 +309,7 @@ def test_replicas_land_where_the_planner_says(fleet: Fleet, settled: dict[str, d
     # The card beside the Radeon takes one more, the second RTX another, and the third goes to the Instinct.
     assert planned == [("instinct", ROCM), ("mixed", VULKAN), ("two-cards", CUDA)]
     with loaded(fleet, "trio", **wish):
-        wait_until(lambda: len(state_of(fleet, "trio")["replicas"]) == 3, MOVED_S, "three replicas")
+        wait_until(lambda: ready(fleet, "trio") == 3, MOVED_S, "three replicas")
         status = state_of(fleet, "trio")
         assert sorted((pool["node"], pool["backend"]) for pool in status["pools"]) == planned
         assert sorted(engines(status).values()) == [node for node, _ in planned]

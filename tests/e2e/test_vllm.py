@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, why_no_vllm
-from tests.stack import Stack, wait_until
+from tests.stack import SAMPLE_MODEL, Stack, wait_until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -16,7 +16,8 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(why_no_vllm()), reason=why_no_vllm() or "it is there"),
 ]
-NAME = "smollm2-hf"
+NAME = "smollm2"
+POOL = f"{NAME}@hf"
 OPTIONS = {"context": 2048, "slots": 4, "threads": 1}
 # vLLM starts in most of a minute, and in several on a busy machine.
 LOAD_S = 600.0
@@ -37,11 +38,11 @@ def loaded(stack: Stack) -> Stack:
     """The folder, served; the load itself is watched as the page does."""
     plan = wait_until(lambda: planned(stack), LOAD_S, "the node has tried its engines")
     assert (plan["accepted"], plan["backend"]) == (True, "vllm-cpu"), plan
-    body = {"model": str(HF_MODEL), "name": NAME, "options": OPTIONS}
+    body = {"model": str(HF_MODEL), "name": NAME, "pool": "hf", "options": OPTIONS}
     begun = stack.management("POST", "load?wait=false", json=body)
     assert begun.status_code == 202, begun.text
     wait_until(lambda: phase(stack) in ("ready", "failed"), LOAD_S, "the folder is served")
-    assert phase(stack) == "ready", stack.status(NAME)
+    assert phase(stack) == "ready", stack.status(POOL)
     return stack
 
 
@@ -59,7 +60,7 @@ def planned(stack: Stack) -> dict[str, Any] | None:
 
 
 def phase(stack: Stack) -> str | None:
-    status = stack.status(NAME)
+    status = stack.status(POOL)
     return None if status is None else status["phase"]
 
 
@@ -78,13 +79,33 @@ def test_an_error_of_the_engine_is_one_of_openais(client: openai.OpenAI) -> None
 
 
 def test_status_and_logs_are_vllms(loaded: Stack) -> None:
-    status = loaded.status(NAME)
+    status = loaded.status(POOL)
     assert status is not None
     assert "vllm-cpu" in str(status)
     (replica,) = status["replicas"]
     assert (replica["state"], replica["running"]) == ("ready", 0)
-    logs = loaded.management("GET", "logs", params={"model": NAME, "limit": 1000}).json()
+    logs = loaded.management("GET", "logs", params={"model": POOL, "limit": 1000}).json()
     assert any("vLLM server" in line for line in logs["lines"])
+
+
+def test_one_name_over_vllm_and_llama_server(client: openai.OpenAI, loaded: Stack) -> None:
+    answer = loaded.load(SAMPLE_MODEL, name=NAME, pool="gguf", options={**OPTIONS, "context": 512})
+    assert answer.status_code == 200, answer.text
+    asked = {
+        "hf": (POOL, f"{NAME}@vllm-cpu"),
+        "gguf": (f"{NAME}@gguf", f"{NAME}@llama-server-cpu"),
+    }
+    for pool, names in asked.items():
+        for name in names:
+            raw = client.chat.completions.with_raw_response.create(
+                model=name, messages=QUESTION, max_tokens=2
+            )
+            assert raw.headers["x-xgen-pool"] == pool
+    chats = [loaded.chat(NAME) for _ in range(8)]
+    assert [chat.status_code for chat in chats] == [200] * 8, chats[0].text
+    (listed,) = client.models.list()
+    assert listed.id == NAME
+    assert loaded.unload(f"{NAME}@gguf").status_code == 200
 
 
 def test_a_stream_in_flight_ends_well_when_its_model_is_unloaded(

@@ -162,6 +162,8 @@ def build(
         plain = None if value is None else _plain(meaning, value)
         said = express(known, meaning, plain, table=MEANINGS, program=PROGRAM)
         argv += said.argv
+        if meaning == "name" and alias is not None:
+            argv += _further_names(alias, plan)
         notes += [said.note] if said.note else []
     argv += check_extra_args(plan.options.extra_args, known)
     spec = LaunchSpec(
@@ -182,6 +184,13 @@ def build(
     return Launch(spec, tuple(notes), maps_model=False)
 
 
+def _further_names(alias: str, plan: Plan) -> list[str]:
+    """vLLM answers to its names alone: a pool is asked for as ``name``, ``name@pool`` and ``name@backend``."""
+    name = alias.partition("@")[0]
+    others = dict.fromkeys((alias, f"{name}@{plan.backend.value}"))
+    return [_plain("name", other) for other in others if other != name]
+
+
 def _meanings(
     plan: Plan, row: BackendRow, host: str, port: int, alias: str | None, template_file: str | None
 ) -> Iterator[tuple[str, str | None]]:
@@ -190,7 +199,8 @@ def _meanings(
     if plan.command[-1] != "serve":
         yield "model", plan.facts.path
     if alias is not None:
-        yield "name", alias
+        # The first of its names is the one that answers have.
+        yield "name", alias.partition("@")[0]
     yield "host", host
     yield "port", str(port)
     yield "context", str(options.context)
