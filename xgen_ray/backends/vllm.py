@@ -185,7 +185,7 @@ def build(
 
 
 def _further_names(alias: str, plan: Plan) -> list[str]:
-    """vLLM answers to its own names alone; a pool is asked for as ``name``, ``name@pool``, ``name@backend``."""
+    """vLLM answers to its names alone: a pool is asked for as name, name@pool and name@backend."""
     name = alias.partition("@")[0]
     others = dict.fromkeys((alias, f"{name}@{plan.backend.value}"))
     return [_plain("name", other) for other in others if other != name]
