@@ -47,6 +47,14 @@ def test_a_head_that_is_not_there_is_a_problem(call: Call, cache: str) -> None:
     assert f"the head at {head}: nothing listens at {head}" in ray["found"]
 
 
+def test_an_engine_that_is_named_is_the_one_that_is_tried(call: Call, cache: str) -> None:
+    done = call("doctor", "--engine", "vllm-cuda=/no/such/python", "--cache-dir", cache)
+    assert "/no/such/python" in done.stdout
+    wrong = call("doctor", "--engine", "abacus=/bin/true", "--cache-dir", cache)
+    assert wrong.exit_code == ExitCode.USAGE
+    assert "BACKEND=COMMAND" in wrong.stderr
+
+
 def test_an_address_that_is_none_is_refused_before_anything_is_looked_at(call: Call) -> None:
     done = call("doctor", "--address", "http://gpu-1")
     assert done.exit_code == ExitCode.USAGE

@@ -19,6 +19,7 @@ from xgen_ray.errors import XgenRayError
 if TYPE_CHECKING:
     from deployments.joining import Address
     from xgen_ray.doctor import Finding, Head, NodeFacts
+    from xgen_ray.placement.types import Backend
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
@@ -45,6 +46,7 @@ def doctor(
     online: Annotated[
         bool, typer.Option("--online", metavar=options.FLAG, help="Ask the hub of models too.")
     ] = False,
+    engine: options.Engines = None,
     cache_dir: Annotated[
         Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")
     ] = None,
@@ -65,12 +67,14 @@ def doctor(
     Examples:
 
       xgen-ray doctor
+      xgen-ray doctor --engine vllm-cuda=/opt/vllm/bin/python
       xgen-ray doctor --address head:6379 --url http://head:8000
       xgen-ray doctor --json | jq '.findings[] | select(.level == "problem")'
     """
     from xgen_ray.doctor import Level, examine, worst
 
-    facts = asyncio.run(_look(address, url, cache_dir, state_dir, timeout, online=online))
+    commands = options.engine_commands(engine or ())
+    facts = asyncio.run(_look(address, url, commands, cache_dir, state_dir, timeout, online=online))
     findings = examine(facts)
     if as_json:
         answer = {
@@ -88,6 +92,7 @@ def doctor(
 async def _look(
     address: str | None,
     url: str | None,
+    commands: "dict[Backend, tuple[str, ...]]",
     cache_dir: Path | None,
     state_dir: Path | None,
     timeout: float,
@@ -101,6 +106,7 @@ async def _look(
 
     questions = Questions(
         env=engine_environment(os.environ),
+        commands=commands,
         cache_dir=cache_dir or xdg_dir("XDG_CACHE_HOME", ".cache"),
         state_dir=state_dir or xdg_dir("XDG_STATE_HOME", ".local/state"),
         temp_dir=Path(tempfile.gettempdir()),

@@ -6,7 +6,7 @@ import re
 import shlex
 import textwrap
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from xgen_ray.cli.exits import CommandError, ExitCode
+from xgen_ray.errors import ConfigError
 from xgen_ray.placement.types import Backend, EngineOptions
 from xgen_ray.schema import LoadRequest, Scaling
 
@@ -173,6 +174,14 @@ Gpus = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="BACKEND=COMMAND",
+        help="Start this backend with this command instead of what is found; repeatable.",
+    ),
+]
 Pairs = Annotated[
     list[str] | None,
     typer.Option(
@@ -264,6 +273,19 @@ def engine_options(
         return EngineOptions.model_validate(values)
     except ValidationError as error:
         raise _usage(error, "the engine option ") from None
+
+
+def engine_commands(pairs: Iterable[str]) -> dict[Backend, tuple[str, ...]]:
+    """Return the engines that ``BACKEND=COMMAND`` pairs name. Raises ``ConfigError`` for one that is none."""
+    commands: dict[Backend, tuple[str, ...]] = {}
+    for pair in pairs:
+        name, _, command = pair.partition("=")
+        if name not in set(Backend) or not command.strip():
+            raise ConfigError(
+                f"--engine {pair!r}: give BACKEND=COMMAND, with one of the backends {', '.join(Backend)}"
+            )
+        commands[Backend(name)] = tuple(shlex.split(command))
+    return commands
 
 
 def absolute(model: str) -> str:

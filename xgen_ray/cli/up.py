@@ -3,24 +3,22 @@
 import fcntl
 import os
 import platform
-import shlex
 import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xgen_ray.cli import output
+from xgen_ray.cli import options, output
 from xgen_ray.cli.client import Server
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.errors import ConfigError
-from xgen_ray.placement import Backend
 from xgen_ray.process import free_port
 from xgen_ray.schema import LoadRequest, ModelStatus, Phase
 from xgen_ray.settings import (
@@ -81,14 +79,7 @@ def up(
     cache_dir: Annotated[
         Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")
     ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--engine",
-            metavar="BACKEND=COMMAND",
-            help="Start this backend with this command instead of what is found; repeatable.",
-        ),
-    ] = None,
+    engine: options.Engines = None,
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Start the Ray dashboard too, at 127.0.0.1:8265.")
     ] = False,
@@ -108,7 +99,7 @@ def up(
         model_dirs=_model_dirs(models, sources),
         state_dir=(state_dir or xdg_dir("XDG_STATE_HOME", ".local/state")).absolute(),
         cache_dir=(cache_dir or xdg_dir("XDG_CACHE_HOME", ".cache")).absolute(),
-        backend_commands=_engine_commands(engine or ()),
+        backend_commands=options.engine_commands(engine or ()),
         drain_s=DRAIN_S,
     )
     stop = _stop_on_signals()
@@ -254,18 +245,6 @@ def _model_dirs(given: list[Path] | None, sources: list[str]) -> tuple[Path, ...
     named = [Path(source) for source in sources if not source.startswith("hf:")]
     dirs += [path if path.is_dir() else path.parent for path in named]
     return tuple(dict.fromkeys(dirs))
-
-
-def _engine_commands(pairs: Iterable[str]) -> dict[Backend, tuple[str, ...]]:
-    commands: dict[Backend, tuple[str, ...]] = {}
-    for pair in pairs:
-        name, _, command = pair.partition("=")
-        if name not in set(Backend) or not command.strip():
-            raise ConfigError(
-                f"--engine {pair!r}: give BACKEND=COMMAND, with one of the backends {', '.join(Backend)}"
-            )
-        commands[Backend(name)] = tuple(shlex.split(command))
-    return commands
 
 
 def _absolute(source: str) -> str:
