@@ -100,6 +100,7 @@ class Stack(Client):
     def start(self) -> None:
         """Returns when it says that it serves."""
         self._ready.clear()
+        said = len(self.output)
         self._process = subprocess.Popen(
             self.command(),
             cwd=REPOSITORY,
@@ -117,7 +118,8 @@ class Stack(Client):
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        if not self._ready.wait(START_DEADLINE_S) or self._process.poll() is not None:
+        # Its output also ends when it does, a moment before the process is gone.
+        if not self._ready.wait(START_DEADLINE_S) or self.announcement not in "".join(self.output[said:]):
             self.stop()
             raise AssertionError("the stack did not start:\n" + "".join(self.output))
 

@@ -39,7 +39,7 @@ class RetryLimits:
     """
 
     ready_wait_s: float = 300.0
-    sign_of_life_s: float = 5.0
+    sign_of_life_s: float = 2.0
     replicas: int = 4
     crashes: int = 2
 
