@@ -85,20 +85,19 @@ class Router:
         """Has models woken that requests wait for. What gets lost here, the next request asks for again."""
         while True:
             sleeping = await self._dispatcher.woken()
-            try:
-                async with asyncio.timeout(CONTROL_DEADLINE_S):
-                    await self._control.wake.remote(sleeping)
-            except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
-                logger.warning("control did not hear of requests that wait: %s", type(error).__name__)
+            await self._tell(self._control.wake, sleeping)
             await asyncio.sleep(WAKE_EVERY_S)
 
     async def _tell_doubts(self) -> None:
         """Has engines looked at that fail requests. What gets lost here, the next failure tells again."""
         while True:
             doubted = await self._dispatcher.doubted()
-            try:
-                async with asyncio.timeout(CONTROL_DEADLINE_S):
-                    await self._control.hear_doubts.remote(doubted)
-            except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
-                logger.warning("control did not hear of failed requests: %s", type(error).__name__)
+            await self._tell(self._control.hear_doubts, doubted)
             await asyncio.sleep(DOUBTS_EVERY_S)
+
+    async def _tell(self, method: DeploymentHandle[object], names: frozenset[str]) -> None:
+        try:
+            async with asyncio.timeout(CONTROL_DEADLINE_S):
+                await method.remote(names)
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
+            logger.warning("control did not hear of %s: %s", ", ".join(names), type(error).__name__)

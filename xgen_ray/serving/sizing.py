@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from xgen_ray.errors import ModelNotFound, WrongState
+from xgen_ray.errors import WrongState
 from xgen_ray.placement.rows import preference
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, rescale
@@ -95,9 +95,7 @@ def hear_wake(turn: Turn, event: WakeAsked) -> None:
 def hear_scale(turn: Turn, event: ScaleAsked) -> None:
     model = turn.models.get(event.name)
     if model is None:
-        names = ", ".join(sorted(turn.models)) or "none"
-        error = ModelNotFound(f"no model is loaded under the name {event.name!r}; loaded: {names}")
-        turn.effects.append(Answer(event.caller, event.name, error))
+        turn.answer_unknown(event.caller, event.name)
         return
     if model.phase in (Phase.UNLOADING, Phase.FAILED):
         message = f"{event.name} is {model.phase.value}: load it again with the scale that it should have"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from xgen_ray.errors import XgenRayError
+from xgen_ray.errors import ModelNotFound, XgenRayError
 from xgen_ray.placement import Exclusion, Observation
 from xgen_ray.schema import Origin, Phase
 from xgen_ray.serving.routes import routes_of
@@ -114,6 +114,12 @@ class Turn:
         """Answers everyone who waits for the load to end."""
         self.effects += [Answer(caller, model.name, error) for caller in sorted(model.callers)]
         return self.put(replace(model, callers=frozenset()))
+
+    def answer_unknown(self, caller: str, name: str) -> None:
+        """Tells a caller that nothing has the name it spoke of."""
+        names = ", ".join(sorted(self.models)) or "none"
+        error = ModelNotFound(f"no model is loaded under the name {name!r}; loaded: {names}")
+        self.effects.append(Answer(caller, name, error))
 
     def remember(self, model: Model) -> None:
         self.effects.append(Remember(record_of(model)))

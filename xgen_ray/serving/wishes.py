@@ -143,9 +143,7 @@ def load(turn: Turn, event: LoadAsked) -> None:
 def unload(turn: Turn, event: UnloadAsked) -> None:
     model = turn.models.get(event.name)
     if model is None:
-        names = ", ".join(sorted(turn.models)) or "none"
-        error = ModelNotFound(f"no model is loaded under the name {event.name!r}; loaded: {names}")
-        turn.effects.append(Answer(event.caller, event.name, error))
+        turn.answer_unknown(event.caller, event.name)
         return
     model = turn.put(replace(model, leavers=model.leavers | {event.caller}))
     if model.phase is not Phase.UNLOADING:
