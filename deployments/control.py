@@ -17,13 +17,13 @@ from xgen_ray.api import ApiKeys, LocalGuard, create_management_app
 from xgen_ray.api.asgi import App
 from xgen_ray.placement import DEFAULT_POLICY, Observation, PlacementPolicy
 from xgen_ray.schema import FailureReport
+from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.control import Control as ControlPlane
-from xgen_ray.serving.hands import Hands, PoolSettings
+from xgen_ray.serving.hands import AppSettings, Hands
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import LoopSettings
 from xgen_ray.serving.node_state import Versions
 from xgen_ray.serving.nodes import Nodes, OwnerSettings
-from xgen_ray.serving.pools import Pools
 from xgen_ray.serving.sources import SourceFinder
 from xgen_ray.serving.state import Replica
 from xgen_ray.serving.table import RoutingTable
@@ -48,16 +48,16 @@ class Control:
             hub_endpoint=settings.hub_endpoint,
         )
         nodes = Nodes(owners, NodeOwnerActor)
-        pools = Pools()
+        apps = Apps()
         versions = Versions(__version__, ray.__version__, platform.python_version())
         fleet = FleetReader(nodes, sources, _policy(settings), versions)
-        pool_settings = PoolSettings(CONTROL_APP, CONTROL_DEPLOYMENT, settings.cache_dir, settings.drain_s)
+        app_settings = AppSettings(CONTROL_APP, CONTROL_DEPLOYMENT, settings.cache_dir, settings.drain_s)
         self._control = ControlPlane(
             LoopSettings(settings.state_dir, settings.models),
             settings.base_url,
-            pools,
+            apps,
             fleet,
-            lambda post: Hands(pool_settings, engine_application, fleet, nodes, pools, post),
+            lambda post: Hands(app_settings, engine_application, fleet, nodes, apps, post),
         )
 
     async def __serve_build_asgi_app__(self) -> App:
@@ -86,13 +86,13 @@ class Control:
 
     async def hear_replica(
         self,
-        pool: str,
+        app: str,
         replica: Replica,
         failure: FailureReport | None,
         observations: tuple[Observation, ...],
     ) -> None:
         """For engine replicas."""
-        await self._control.hear_replica(pool, replica, failure, observations)
+        await self._control.hear_replica(app, replica, failure, observations)
 
     def check_health(self) -> None:
         self._control.check_health()

@@ -1,4 +1,4 @@
-"""The engine deployment: one application a pool, started by control."""
+"""The engine deployment: an application of its own for each engine, started by control."""
 
 import os
 
@@ -6,8 +6,8 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.logs import log_transitions
-from xgen_ray.serving.pools import ENGINE_DEPLOYMENT
-from xgen_ray.serving.replica import EngineReplica, PoolSpec
+from xgen_ray.serving.apps import ENGINE_DEPLOYMENT
+from xgen_ray.serving.replica import AppSpec, EngineReplica
 from xgen_ray.settings import engine_environment
 
 # Serve's own time on top of the drain: the engine's stop, and the destructor.
@@ -19,16 +19,16 @@ NODE_ID_LABEL = "ray.io/node-id"
 class Engine(EngineReplica):
     """The environment of the node that it runs on is what its engine gets."""
 
-    def __init__(self, spec: PoolSpec) -> None:
+    def __init__(self, spec: AppSpec) -> None:
         log_transitions()
         super().__init__(spec, engine_environment(os.environ))
 
 
-def engine_application(spec: PoolSpec, replicas: int) -> Application:
-    """A pool of ``replicas`` engines, all on the pool's node."""
+def engine_application(spec: AppSpec) -> Application:
+    """One engine, on the node that has its lease."""
     deployment = serve.deployment(
         name=ENGINE_DEPLOYMENT,
-        num_replicas=replicas,
+        num_replicas=1,
         # Control's questions only: requests go past the actor, and the engine does its own queueing.
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0, "label_selector": {NODE_ID_LABEL: spec.node_id}},

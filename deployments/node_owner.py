@@ -48,21 +48,21 @@ class NodeOwnerActor:
         return await (await self._ready()).look()
 
     async def reserve(
-        self, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
+        self, app: str, model: str, plans: Sequence[Plan], ttl_s: float
     ) -> tuple[LeaseFacts, ...] | NoLease:
-        return await (await self._ready()).reserve(pool, model, plans, ttl_s)
+        return await (await self._ready()).reserve(app, model, plans, ttl_s)
 
-    async def renew(self, pools: Collection[str], ttl_s: float) -> frozenset[str]:
-        return await (await self._ready()).renew(pools, ttl_s)
+    async def renew(self, apps: Collection[str], ttl_s: float) -> frozenset[str]:
+        return await (await self._ready()).renew(apps, ttl_s)
 
-    async def release(self, pool: str) -> None:
-        await (await self._ready()).release(pool)
+    async def release(self, app: str) -> None:
+        await (await self._ready()).release(app)
 
-    async def relocate(self, pool: str, facts: ModelFacts) -> None:
-        await (await self._ready()).relocate(pool, facts)
+    async def relocate(self, app: str, facts: ModelFacts) -> None:
+        await (await self._ready()).relocate(app, facts)
 
-    async def claim(self, pool: str, replica_id: str, pid: int) -> Lease | NoLease:
-        return await (await self._ready()).claim(pool, replica_id, pid)
+    async def claim(self, app: str, replica_id: str, pid: int) -> Lease | NoLease:
+        return await (await self._ready()).claim(app, replica_id, pid)
 
     async def settle(self, lease_id: str, engine_pid: int) -> Settled:
         return await (await self._ready()).settle(lease_id, engine_pid)

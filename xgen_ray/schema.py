@@ -208,10 +208,12 @@ class ExclusionReport(Wire):
     reason: str
 
 
-class PoolStatus(Wire):
-    """A model's engines on one node."""
+class EngineStatus(Wire):
+    """One engine of a model and its place. ``app`` is its application in Ray Serve; while it starts again,
+    it is there without being ``ready``.
+    """
 
-    pool: str
+    app: str
     node: str
     backend: Backend
     phase: str
@@ -219,8 +221,7 @@ class PoolStatus(Wire):
     gpus: tuple[str, ...]
     context: int
     slots: int
-    replicas: int
-    ready: int
+    ready: bool
     footprint_bytes: int
 
 
@@ -265,7 +266,7 @@ class ModelStatus(Wire):
     format: str | None = None
     backend: Backend | None = None
     plan: PlanReport | None = None
-    pools: tuple[PoolStatus, ...] = ()
+    engines: tuple[EngineStatus, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
     wanted_replicas: int = 1
     shortfall: str | None = None

@@ -31,6 +31,7 @@ from xgen_ray.schema import (
     BackendsReport,
     CandidateReport,
     DetectorLine,
+    EngineStatus,
     ExclusionReport,
     FailureReport,
     FootprintLine,
@@ -46,7 +47,6 @@ from xgen_ray.schema import (
     Origin,
     Phase,
     PlanReport,
-    PoolStatus,
     Progress,
     ReplicaStatus,
     ScaleRequest,
@@ -375,8 +375,8 @@ def ready(name: str, *, failures: tuple[FailureReport, ...] = ()) -> ModelStatus
 
 def spread_out(name: str) -> ModelStatus:
     """A model on two nodes that should be on three, with a backend left out."""
-    pool = PoolStatus(
-        pool="xgen-spread-1",
+    engine = EngineStatus(
+        app="xgen-engine-spread-1",
         node="gpu-1",
         backend=Backend.LLAMA_SERVER_CUDA,
         phase="running",
@@ -384,15 +384,19 @@ def spread_out(name: str) -> ModelStatus:
         gpus=("[0] NVIDIA L4",),
         context=8192,
         slots=4,
-        replicas=2,
-        ready=2,
-        footprint_bytes=6 * GIB,
+        ready=True,
+        footprint_bytes=3 * GIB,
     )
-    on_apu = {"pool": "xgen-spread-2", "node": "apu-1", "backend": Backend.LLAMA_SERVER_CPU, "gpus": ()}
-    fewer = {"slots": 1, "replicas": 1, "ready": 0, "phase": "starting", "footprint_bytes": 2 * GIB}
+    beside = {"app": "xgen-engine-spread-2"}
+    on_apu = {"app": "xgen-engine-spread-3", "node": "apu-1", "backend": Backend.LLAMA_SERVER_CPU, "gpus": ()}
+    fewer = {"slots": 1, "ready": False, "phase": "starting", "footprint_bytes": 2 * GIB}
     return ready(name).model_copy(
         update={
-            "pools": (pool, pool.model_copy(update={**on_apu, **fewer})),
+            "engines": (
+                engine,
+                engine.model_copy(update=beside),
+                engine.model_copy(update={**on_apu, **fewer}),
+            ),
             "wanted_replicas": 4,
             "shortfall": "3 of 4 replicas have a place",
             "exclusions": EXCLUSIONS,

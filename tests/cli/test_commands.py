@@ -162,15 +162,15 @@ def test_ps_shows_where_a_spread_model_is(call: Call, fleet: Fleet) -> None:
     assert row[6] == "answering; 3 of 4 replicas have a place"
 
 
-def test_ps_of_one_model_has_its_pools_and_what_is_left_out(call: Call, fleet: Fleet) -> None:
+def test_ps_of_one_model_has_its_engines_and_what_is_left_out(call: Call, fleet: Fleet) -> None:
     fleet.models["small"] = spread_out("small")
     rows = [re.split(r"  +", line.strip()) for line in call("ps", "small").stdout.splitlines()]
     for row in (
         ["missing", "3 of 4 replicas have a place"],
         ["why", "gpu-1: the first choice for gguf"],
         ["memory", "8.0 GiB"],
-        ["gpu-1", "llama-server-cuda", "running", "2 of 2", "4 x 8192", "6.0 GiB", "[0] NVIDIA L4"],
-        ["apu-1", "llama-server-cpu", "starting", "0 of 1", "1 x 8192", "2.0 GiB", "-"],
+        ["gpu-1", "llama-server-cuda", "running", "yes", "4 x 8192", "3.0 GiB", "[0] NVIDIA L4"],
+        ["apu-1", "llama-server-cpu", "starting", "no", "1 x 8192", "2.0 GiB", "-"],
         ["llama-server-rocm", "gfx1151", "on apu-1: it page-faulted twice"],
         ["Once that is mended: xgen-ray lift small"],
     ):

@@ -311,7 +311,7 @@ def test_replicas_land_where_the_planner_says(fleet: Fleet, settled: dict[str, d
     with loaded(fleet, "trio", **wish):
         wait_until(lambda: ready(fleet, "trio") == 3, MOVED_S, "three replicas")
         status = state_of(fleet, "trio")
-        assert sorted((pool["node"], pool["backend"]) for pool in status["pools"]) == planned
+        assert sorted((engine["node"], engine["backend"]) for engine in status["engines"]) == planned
         assert sorted(engines(status).values()) == [node for node, _ in planned]
         for pid, node in engines(status).items():
             assert psutil.Process(pid).environ()["HOME"] == str(fleet.nodes[node].home)

@@ -175,7 +175,7 @@ def test_out_of_memory_tries_again_with_half_the_context(
     assert machine.rungs("starves") == [VULKAN, VULKAN]
     first, second = (start.context for start in machine.starts("starves"))
     assert (first, second) == (8192, 4096)
-    assert status["pools"][0]["context"] == second
+    assert status["engines"][0]["context"] == second
     assert deaths(status) == [(VULKAN, "out_of_memory")]
     assert excluded(machine, "starves") == {}
     assert_one_engine(machine, "starves", VULKAN)

@@ -161,7 +161,7 @@ def test_killing_each_part_fails_only_what_ran_on_it(stack: Stack) -> None:
 
         back(time.monotonic())
         back(kill([psutil.Process(engine)]))
-        back(kill(stack.named("ray::ServeReplica:xgen-pool-victim")))
+        back(kill(stack.named("ray::ServeReplica:xgen-engine-victim")))
         assert traffic.failed("bystander") == [], "another model's engine is no concern of this one's"
         routed = time.monotonic()
         back(kill(stack.named("ray::ServeReplica:xgen-router")[:1]))

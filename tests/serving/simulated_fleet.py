@@ -26,7 +26,9 @@ from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.state import (
     Answer,
-    AppState,
+    AppPrepared,
+    AppRefused,
+    AppsObserved,
     CancelLook,
     ControlState,
     Effect,
@@ -38,10 +40,7 @@ from xgen_ray.serving.state import (
     LookDone,
     LookFailed,
     NodesObserved,
-    PoolPrepared,
-    PoolRefused,
-    PoolsObserved,
-    PreparePool,
+    PrepareApp,
     Publish,
     Record,
     Remember,
@@ -49,8 +48,9 @@ from xgen_ray.serving.state import (
     ReplicaReported,
     Restored,
     ScaleAsked,
-    StartPool,
-    StopPool,
+    ServeState,
+    StartApp,
+    StopApp,
     UnloadAsked,
     UseReported,
     WakeAsked,
@@ -128,8 +128,7 @@ class App:
 
     model: str
     node_id: str
-    wanted: int
-    state: AppState = AppState.STARTING
+    state: ServeState = ServeState.STARTING
     replicas: dict[str, str] = field(default_factory=dict)  # lease by replica
     starts: int = 0
 
@@ -145,7 +144,7 @@ class World:
     lessons: tuple[tuple[Exclusion, ...], tuple[Observation, ...]] = ((), ())
     apps: dict[str, App] = field(default_factory=dict)
     looks: list[Look] = field(default_factory=list)
-    preparing: list[PreparePool] = field(default_factory=list)
+    preparing: list[PrepareApp] = field(default_factory=list)
     # Events on their way to control; a restart loses them.
     inbox: list[Event] = field(default_factory=list)
     now: float = 1000.0
@@ -229,13 +228,13 @@ class World:
                 self.looks.append(effect)
             case CancelLook(name=name, attempt=attempt):
                 self.looks = [other for other in self.looks if (other.name, other.attempt) != (name, attempt)]
-            case PreparePool():
+            case PrepareApp():
                 self.preparing.append(effect)
-            case StartPool(pool=pool, name=name, node_id=node_id, replicas=wanted):
-                assert pool not in self.started, "a pool name is used once"
-                self.started.add(pool)
-                self.apps[pool] = App(name, node_id, wanted)
-            case StopPool():
+            case StartApp(app=app, name=name, node_id=node_id):
+                assert app not in self.started, "an app name is used once"
+                self.started.add(app)
+                self.apps[app] = App(name, node_id)
+            case StopApp():
                 self.stop(effect)
             case Answer(caller=caller, name=name, error=error):
                 assert caller not in self.answered, "every caller is answered once"
@@ -249,16 +248,16 @@ class World:
             case Publish():
                 pass
 
-    def stop(self, effect: StopPool) -> None:
-        self.preparing = [one for one in self.preparing if one.pool != effect.pool]
+    def stop(self, effect: StopApp) -> None:
+        self.preparing = [one for one in self.preparing if one.app != effect.app]
         if self.faults and self.rng.random() < 0.1:
             self.note("   (lost)")
             return
-        if effect.pool in self.apps:
-            self.apps[effect.pool].state = AppState.STOPPING
+        if effect.app in self.apps:
+            self.apps[effect.app].state = ServeState.STOPPING
         node = self.nodes.get(effect.node_id or "")
         if node is not None:
-            node.book = leases.release(node.book, effect.pool)
+            node.book = leases.release(node.book, effect.app)
 
     # ---- what happens --------------------------------------------------------------------------
 
@@ -322,12 +321,12 @@ class World:
                 status = told.status.model_copy(update={"running": busy})
                 self.inbox.append(ReplicaReported(name, replace(told, status=status)))
         states = {name: app.state for name, app in self.apps.items()}
-        self.inbox.append(PoolsObserved(states, {}, alive, self.now))
+        self.inbox.append(AppsObserved(states, {}, alive, self.now))
         for model in self.state.models.values():
-            for pool in model.live:
-                node = self.nodes.get(pool.node_id)
+            for app in model.live:
+                node = self.nodes.get(app.node_id)
                 if node is not None and not (self.faults and self.rng.random() < 0.1):
-                    node.book = leases.renew(node.book, (pool.pool,), self.now + TTL_S)
+                    node.book = leases.renew(node.book, (app.name,), self.now + TTL_S)
 
     def look(self) -> None:
         if not self.looks:
@@ -358,20 +357,20 @@ class World:
         node = self.nodes.get(effect.node_id)
         if node is None:
             error = NotReady("the node's owner cannot be reached")
-            self.inbox.append(PoolRefused(effect.pool, error, again=True, at=self.now))
+            self.inbox.append(AppRefused(effect.app, error, again=True, at=self.now))
             return
         answer = leases.reserve(
             node.book,
             node.ground(),
-            effect.pool,
+            effect.app,
             effect.name,
-            effect.plans,
+            (effect.plan,),
             now=self.now,
             expires_at=self.now + TTL_S,
         )
         if isinstance(answer, NoLease):
-            self.note(f"   no lease for {effect.pool}: {answer.message}")
-            self.inbox.append(PoolRefused(effect.pool, NotReady(answer.message), again=True, at=self.now))
+            self.note(f"   no lease for {effect.app}: {answer.message}")
+            self.inbox.append(AppRefused(effect.app, NotReady(answer.message), again=True, at=self.now))
             return
         node.book = answer
         if self.faults and self.rng.random() < 0.1:
@@ -380,9 +379,9 @@ class World:
             return
         if self.faults and self.rng.random() < 0.05:
             gone = DownloadFailed("the hub is away")
-            self.inbox.append(PoolRefused(effect.pool, gone, again=False, at=self.now))
+            self.inbox.append(AppRefused(effect.app, gone, again=False, at=self.now))
             return
-        self.inbox.append(PoolPrepared(effect.pool, effect.plans, self.now))
+        self.inbox.append(AppPrepared(effect.app, effect.plan, self.now))
 
     def run_any(self) -> None:
         if self.apps:
@@ -392,12 +391,12 @@ class World:
         """Serve takes one step towards what was asked of it."""
         app = self.apps[name]
         node = self.nodes.get(app.node_id)
-        if app.state is AppState.STOPPING:
+        if app.state is ServeState.STOPPING:
             for replica_id in list(app.replicas):
                 self.end_replica(app, replica_id)
             del self.apps[name]
             return
-        if node is None or len(app.replicas) >= app.wanted:
+        if node is None or app.replicas:
             return
         app.starts += 1
         replica_id = f"{name}/{app.starts}"
@@ -413,7 +412,7 @@ class World:
         if self.faults and self.rng.random() < 0.25:
             self.kill(name, app, replica_id, self.rng.choice(DEATHS))
             return
-        app.state = AppState.RUNNING
+        app.state = ServeState.RUNNING
         # A model takes the same every time it is started by the same plan.
         factor = (0.8, 0.9, 1.0)[hash_of(app.model) % 3]
         use = tuple(Claim(one.device, int(one.size_bytes * factor)) for one in lease.claims)
@@ -426,8 +425,8 @@ class World:
     def kill(self, name: str, app: App, replica_id: str, kind: str) -> None:
         self.note(f"   {replica_id} dies: {kind}")
         self.end_replica(app, replica_id)
-        if app.state is not AppState.STOPPING:
-            app.state = AppState.UNHEALTHY
+        if app.state is not ServeState.STOPPING:
+            app.state = ServeState.UNHEALTHY
         self.report(ReplicaReported(name, replica(replica_id, "failed", self.now), failure(kind, self.now)))
 
     def end_replica(self, app: App, replica_id: str) -> None:
@@ -493,7 +492,7 @@ class World:
             for app in self.apps.values():
                 if app.node_id == node_id:
                     app.replicas.clear()
-                    app.state = AppState.UNHEALTHY if app.state is not AppState.STOPPING else app.state
+                    app.state = ServeState.UNHEALTHY if app.state is not ServeState.STOPPING else app.state
 
     def gain_node(self) -> None:
         self.join()

@@ -39,17 +39,17 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     child.communicate(timeout=10)
 
 
-def a_book(pool: str = "p") -> Book:
+def a_book(app: str = "p") -> Book:
     plans = [cpu_plan(GIB), gpu_plan((card(), 3 * GIB), ram_bytes=GIB)]
-    book = reserve(Book(), ground(card()), pool, "m", plans, now=0.0, expires_at=60.0)
+    book = reserve(Book(), ground(card()), app, "m", plans, now=0.0, expires_at=60.0)
     assert isinstance(book, Book)
     return book
 
 
-def held_by(book: Book, pid: int, pool: str = "p") -> Book:
+def held_by(book: Book, pid: int, app: str = "p") -> Book:
     started = process_start(pid)
     assert started is not None
-    answer = claim(book, pool, Holder("r1", pid, started))
+    answer = claim(book, app, Holder("r1", pid, started))
     assert not isinstance(answer, NoLease)
     return answer[0]
 
@@ -85,7 +85,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
 
 
-def test_a_holder_that_died_meanwhile_leaves_its_lease_to_the_pool(
+def test_a_holder_that_died_meanwhile_leaves_its_lease_to_the_app(
     tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
     book = held_by(a_book(), process.pid)
@@ -147,7 +147,7 @@ def test_renewals_cost_no_write(tmp_path: Path) -> None:
     [
         (b"", "Invalid JSON"),
         (b'{"version": 1, "boot"', "Invalid JSON"),
-        (b'{"version": 1, "boot": "x", "lease": {"pool": 3}}', "validation error"),
+        (b'{"version": 1, "boot": "x", "lease": {"app": 3}}', "validation error"),
         (b"\xff\x00", "Invalid JSON"),
     ],
 )

@@ -52,10 +52,10 @@ def reserved(
     *,
     book: Book | None = None,
     on: Ground | None = None,
-    pool: str = "p",
+    app: str = "p",
     now: float = 0,
 ) -> Book:
-    answer = reserve(book or Book(), on or ground(CARD), pool, "m", plans, now=now, expires_at=now + 60)
+    answer = reserve(book or Book(), on or ground(CARD), app, "m", plans, now=now, expires_at=now + 60)
     assert isinstance(answer, Book), answer
     return answer
 
@@ -65,16 +65,16 @@ def refused(
     *,
     book: Book | None = None,
     on: Ground | None = None,
-    pool: str = "p",
+    app: str = "p",
     now: float = 0,
 ) -> str:
-    answer = reserve(book or Book(), on or ground(CARD), pool, "m", plans, now=now, expires_at=now + 60)
+    answer = reserve(book or Book(), on or ground(CARD), app, "m", plans, now=now, expires_at=now + 60)
     assert isinstance(answer, NoLease)
     return answer.message
 
 
-def held(book: Book, pool: str = "p", number: int = 1) -> tuple[Book, Lease]:
-    answer = claim(book, pool, holder(number))
+def held(book: Book, app: str = "p", number: int = 1) -> tuple[Book, Lease]:
+    answer = claim(book, app, holder(number))
     assert not isinstance(answer, NoLease), answer
     return answer
 
@@ -86,7 +86,7 @@ def promised(book: Book, device: str, unseen: frozenset[str] = frozenset()) -> i
 def test_a_lease_carries_what_it_was_planned_with() -> None:
     plan = gpu_plan((CARD, 10 * GIB), ram_bytes=GIB)
     (lease,) = reserved([plan]).of("p")
-    assert (lease.lease_id, lease.pool, lease.model, lease.plan) == ("p.0", "p", "m", plan)
+    assert (lease.lease_id, lease.app, lease.model, lease.plan) == ("p.0", "p", "m", plan)
     assert lease.claims == (Claim("GPU-0", 10 * GIB), Claim(RAM, GIB))
     assert (lease.state, lease.holder, lease.expires_at) == (LeaseState.RESERVED, None, 60.0)
 
@@ -94,17 +94,17 @@ def test_a_lease_carries_what_it_was_planned_with() -> None:
 def test_what_is_reserved_counts_until_the_live_figures_show_it() -> None:
     book = reserved([gpu_plan((CARD, 14 * GIB))])
     assert "Card 0 (GPU-0): 12.0 GiB wanted, 10.0 GiB to be had" in refused(
-        [gpu_plan((CARD, 12 * GIB))], book=book, pool="q"
+        [gpu_plan((CARD, 12 * GIB))], book=book, app="q"
     )
     book, lease = held(book)
     # Half loaded: the figures show a part of it already, which then counts twice rather than not at all.
     assert "5.0 GiB to be had" in refused(
-        [gpu_plan((CARD, 12 * GIB))], book=book, on=ground(CARD, used={0: 5 * GIB}), pool="q"
+        [gpu_plan((CARD, 12 * GIB))], book=book, on=ground(CARD, used={0: 5 * GIB}), app="q"
     )
     book = settle(book, lease.lease_id, EngineUse((Claim("GPU-0", 11 * GIB),)))
     loaded = ground(CARD, used={0: 11 * GIB})
-    assert "11.0 GiB to be had" not in refused([gpu_plan((CARD, 14 * GIB))], book=book, on=loaded, pool="q")
-    reserved([gpu_plan((CARD, 13 * GIB))], book=book, on=loaded, pool="q")
+    assert "11.0 GiB to be had" not in refused([gpu_plan((CARD, 14 * GIB))], book=book, on=loaded, app="q")
+    reserved([gpu_plan((CARD, 13 * GIB))], book=book, on=loaded, app="q")
 
 
 def test_memory_of_strangers_counts() -> None:
@@ -135,10 +135,10 @@ def test_a_card_that_is_leased_whole_is_shared_with_nobody() -> None:
     whole = gpu_plan((one, GIB), (other, GIB), split_mode="row")
     book = reserved([whole], on=both)
     assert taken(book) == {"GPU-0", "GPU-1"}
-    assert "leased whole to m" in refused([gpu_plan((other, GIB))], book=book, on=both, pool="q")
+    assert "leased whole to m" in refused([gpu_plan((other, GIB))], book=book, on=both, app="q")
     small = reserved([gpu_plan((other, GIB))], on=both)
     assert "Card 1 (GPU-1) is wanted whole and is leased to m" in refused(
-        [whole], book=small, on=both, pool="q"
+        [whole], book=small, on=both, app="q"
     )
 
 
@@ -151,7 +151,7 @@ def test_a_card_without_live_figures_is_never_free_again_while_leased() -> None:
     book, lease = held(reserved([gpu_plan((CARD, 20 * GIB))], on=blind))
     book = settle(book, lease.lease_id, EngineUse(()))
     assert promised(book, "GPU-0", blind.unseen()) == 20 * GIB
-    assert "2.8 GiB to be had" in refused([gpu_plan((CARD, 4 * GIB))], book=book, on=blind, pool="q")
+    assert "2.8 GiB to be had" in refused([gpu_plan((CARD, 4 * GIB))], book=book, on=blind, app="q")
 
 
 def test_weights_mapped_from_a_file_go_on_counting_after_the_load() -> None:
@@ -161,7 +161,7 @@ def test_weights_mapped_from_a_file_go_on_counting_after_the_load() -> None:
     assert promised(book, RAM) == 17 * GIB
     # All that the system calls taken are the 3 GiB that are not mapped.
     loaded = ground(ram_used=3 * GIB)
-    assert "18.0 GiB to be had" in refused([cpu_plan(19 * GIB)], book=book, on=loaded, pool="q")
+    assert "18.0 GiB to be had" in refused([cpu_plan(19 * GIB)], book=book, on=loaded, app="q")
 
 
 def test_what_an_apu_has_in_ram_is_the_drivers_and_shown() -> None:
@@ -210,9 +210,9 @@ def test_a_dead_holders_lease_waits_for_the_next_replica_and_no_longer() -> None
 
 
 def test_renewed_reservations_last_and_others_do_not() -> None:
-    book = reserved([cpu_plan(GIB)], book=reserved([cpu_plan(GIB)], pool="q"))
+    book = reserved([cpu_plan(GIB)], book=reserved([cpu_plan(GIB)], app="q"))
     book = expire(renew(book, ["p"], 200.0), 100.0)
-    assert [lease.pool for lease in book.leases.values()] == ["p"]
+    assert [lease.app for lease in book.leases.values()] == ["p"]
 
 
 def test_released_memory_is_free_when_its_holder_is_gone() -> None:
@@ -233,7 +233,7 @@ def test_threads_are_leased_as_long_as_the_memory() -> None:
 
 def test_two_loads_at_once_do_not_both_get_all_threads() -> None:
     chosen = replace(cpu_plan(GIB, threads=7), notes=(ProfileNote("threads", "7", "7 of 8 cores"),))
-    book = reserved([chosen], pool="q")
+    book = reserved([chosen], app="q")
     message = refused([chosen], book=book)
     assert message == "m: 7 threads wanted, and 7 of 8 cores compute for other models"
     # What a user asked for, and the one thread that is always left, are not refused.
@@ -265,8 +265,8 @@ class LeaseMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "journal"):
             return
-        for pool in {lease.pool for lease in self.book.leases.values()}:
-            self.keep(release(self.book, pool))
+        for app in {lease.app for lease in self.book.leases.values()}:
+            self.keep(release(self.book, app))
         for lease_id in list(self.alive):
             self.die(lease_id)
         assert not self.book.leases
@@ -295,28 +295,28 @@ class LeaseMachine(RuleBasedStateMachine):
         self.used.pop(lease_id, None)
         self.keep(holder_died(self.book, lease_id, self.now, 5.0))
 
-    @rule(pool=POOLS, sizes=SIZES)
-    def reserve_ram(self, pool: str, sizes: list[int]) -> None:
-        self.reserve(pool, [cpu_plan(size * GIB) for size in sizes])
+    @rule(app=POOLS, sizes=SIZES)
+    def reserve_ram(self, app: str, sizes: list[int]) -> None:
+        self.reserve(app, [cpu_plan(size * GIB) for size in sizes])
 
-    @rule(pool=POOLS, sizes=SIZES, index=st.integers(0, 1))
-    def reserve_parts_of_a_card(self, pool: str, sizes: list[int], index: int) -> None:
+    @rule(app=POOLS, sizes=SIZES, index=st.integers(0, 1))
+    def reserve_parts_of_a_card(self, app: str, sizes: list[int], index: int) -> None:
         one = card(index)
-        self.reserve(pool, [gpu_plan((one, size * GIB), ram_bytes=GIB // 2) for size in sizes])
+        self.reserve(app, [gpu_plan((one, size * GIB), ram_bytes=GIB // 2) for size in sizes])
 
-    @rule(pool=POOLS, size=st.integers(1, 12), whole=st.booleans())
-    def reserve_both_cards(self, pool: str, size: int, whole: bool) -> None:
+    @rule(app=POOLS, size=st.integers(1, 12), whole=st.booleans())
+    def reserve_both_cards(self, app: str, size: int, whole: bool) -> None:
         parts = ((card(0), size * GIB), (card(1), size * GIB))
-        self.reserve(pool, [gpu_plan(*parts, ram_bytes=GIB // 2, split_mode="row" if whole else None)])
+        self.reserve(app, [gpu_plan(*parts, ram_bytes=GIB // 2, split_mode="row" if whole else None)])
 
-    def reserve(self, pool: str, plans: list[Plan]) -> None:
+    def reserve(self, app: str, plans: list[Plan]) -> None:
         before = self.book
-        answer = reserve(self.book, self.ground(), pool, pool, plans, now=self.now, expires_at=self.now + 10)
+        answer = reserve(self.book, self.ground(), app, app, plans, now=self.now, expires_at=self.now + 10)
         if isinstance(answer, NoLease):
             assert answer.message
             return
         self.keep(answer)
-        assert [lease.plan for lease in answer.of(pool)][: len(plans)] == plans
+        assert [lease.plan for lease in answer.of(app)][: len(plans)] == plans
         new = answer.leases.keys() - before.leases.keys()
         self.check_capacity({one.device for lease_id in new for one in answer.leases[lease_id].claims})
 
@@ -330,10 +330,10 @@ class LeaseMachine(RuleBasedStateMachine):
         there = {"GPU-0": 24 * GIB, "GPU-1": 24 * GIB, RAM: 40 * GIB - RESERVE}
         assert all(needed[device] <= there[device] for device in devices)
 
-    @rule(pool=POOLS)
-    def claim(self, pool: str) -> None:
+    @rule(app=POOLS)
+    def claim(self, app: str) -> None:
         self.replicas += 1
-        answer = claim(self.book, pool, holder(self.replicas))
+        answer = claim(self.book, app, holder(self.replicas))
         if isinstance(answer, NoLease):
             return
         book, lease = answer
@@ -356,10 +356,10 @@ class LeaseMachine(RuleBasedStateMachine):
     def kill(self, data: st.DataObject) -> None:
         self.die(data.draw(st.sampled_from(sorted(self.alive))))
 
-    @rule(pool=POOLS)
-    def release(self, pool: str) -> None:
-        self.keep(release(self.book, pool))
-        assert all(one.holder is not None for one in self.book.of(pool))
+    @rule(app=POOLS)
+    def release(self, app: str) -> None:
+        self.keep(release(self.book, app))
+        assert all(one.holder is not None for one in self.book.of(app))
 
     @rule(seconds=st.integers(1, 20), wanted=st.sets(st.sampled_from("abcd")))
     def time_passes(self, seconds: int, wanted: set[str]) -> None:

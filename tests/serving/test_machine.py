@@ -25,7 +25,11 @@ from xgen_ray.serving.machine import step
 from xgen_ray.serving.placing import IDLE_S, MAX_REFUSED
 from xgen_ray.serving.state import (
     Answer,
-    AppState,
+    AppPrepared,
+    AppRecord,
+    AppRefused,
+    AppsObserved,
+    AppStartFailed,
     CancelLook,
     ControlState,
     Effect,
@@ -38,20 +42,16 @@ from xgen_ray.serving.state import (
     LookFailed,
     LookProgressed,
     NodesObserved,
-    PoolPrepared,
-    PoolRecord,
-    PoolRefused,
-    PoolsObserved,
-    PoolStartFailed,
-    PreparePool,
+    PrepareApp,
     Publish,
     Record,
     Remember,
     RememberLessons,
     ReplicaReported,
     Restored,
-    StartPool,
-    StopPool,
+    ServeState,
+    StartApp,
+    StopApp,
     UnloadAsked,
     UseReported,
 )
@@ -87,19 +87,19 @@ class Control:
         return self.feed(LookDone(name, attempt, facts(name, weight_bytes), fleet(*views), at))
 
     def place(self, name: str = "small", weight_bytes: int = 100 * 2**20, *views: NodeView) -> str:
-        """Finds the model's place, prepares it, and returns the pool that was started."""
-        prepare = only(self.look(name, weight_bytes, *views), PreparePool)
-        effects = self.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0))
-        return only(effects, StartPool).pool
+        """Finds the model's place, prepares it, and returns the app that was started."""
+        prepare = only(self.look(name, weight_bytes, *views), PrepareApp)
+        effects = self.feed(AppPrepared(prepare.app, prepare.plan, 3.0))
+        return only(effects, StartApp).app
 
     def ready(self, name: str = "small", caller: str = "c1", *views: NodeView) -> str:
         self.load(name, caller)
-        pool = self.place(name, 100 * 2**20, *views)
-        self.feed(ReplicaReported(pool, replica()))
-        return pool
+        app = self.place(name, 100 * 2**20, *views)
+        self.feed(ReplicaReported(app, replica()))
+        return app
 
-    def die(self, pool: str, kind: str, at: float = 10.0, replica_id: str = "r1") -> tuple[Effect, ...]:
-        return self.feed(ReplicaReported(pool, replica(replica_id, "failed"), failure(kind, at)))
+    def die(self, app: str, kind: str, at: float = 10.0, replica_id: str = "r1") -> tuple[Effect, ...]:
+        return self.feed(ReplicaReported(app, replica(replica_id, "failed"), failure(kind, at)))
 
     def urls(self, name: str = "small") -> list[str]:
         """Where routers send requests."""
@@ -107,13 +107,13 @@ class Control:
 
     def observe(
         self,
-        pools: Mapping[str, AppState],
+        apps: Mapping[str, ServeState],
         replicas: Mapping[str, Iterable[str]] | None = None,
         messages: Mapping[str, str] | None = None,
         at: float = 20.0,
     ) -> tuple[Effect, ...]:
-        alive = {pool: frozenset(ids) for pool, ids in (replicas or {}).items()}
-        return self.feed(PoolsObserved(pools, messages or {}, alive, at))
+        alive = {app: frozenset(ids) for app, ids in (replicas or {}).items()}
+        return self.feed(AppsObserved(apps, messages or {}, alive, at))
 
     def phase(self, name: str = "small") -> Phase:
         return self.state.models[name].phase
@@ -142,12 +142,12 @@ def control() -> Control:
 def test_a_load_goes_from_resolving_to_ready_and_is_answered_once(control: Control) -> None:
     control.load()
     assert control.phase() is Phase.RESOLVING
-    pool = control.place()
+    app = control.place()
     assert control.phase() is Phase.LOADING
-    control.feed(ReplicaReported(pool, replica(state="loading")))
+    control.feed(ReplicaReported(app, replica(state="loading")))
     assert control.phase() is Phase.LOADING
     assert control.answers() == {}
-    effects = control.feed(ReplicaReported(pool, replica()))
+    effects = control.feed(ReplicaReported(app, replica()))
     assert control.phase() is Phase.READY
     assert control.answers() == {"c1": Answer("c1", "small")}
     kinds = [type(effect) for effect in effects]
@@ -159,24 +159,24 @@ def test_the_registry_learns_of_a_wish_before_anything_is_started(control: Contr
     kinds = [type(effect) for effect in control.effects]
     assert kinds.index(Remember) < kinds.index(Look)
     control.effects.clear()
-    pool = control.place()
+    app = control.place()
     kinds = [type(effect) for effect in control.effects]
-    assert kinds.index(Remember) < kinds.index(PreparePool) < kinds.index(StartPool)
+    assert kinds.index(Remember) < kinds.index(PrepareApp) < kinds.index(StartApp)
     records = [effect.record for effect in control.effects if isinstance(effect, Remember)]
-    assert all([kept.pool for kept in record.pools] == [pool] for record in records)
+    assert all([kept.name for kept in record.apps] == [app] for record in records)
 
 
 def test_two_loads_of_one_model_start_it_once_and_both_are_answered(control: Control) -> None:
     control.load(caller="c1")
     control.load(caller="c2")
-    pool = control.place()
+    app = control.place()
     control.load(caller="c3")
-    control.feed(ReplicaReported(pool, replica()))
+    control.feed(ReplicaReported(app, replica()))
     control.load(caller="c4")
     assert {caller: answer.error for caller, answer in control.answers().items()} == dict.fromkeys(
         ("c1", "c2", "c3", "c4")
     )
-    assert sum(isinstance(effect, StartPool) for effect in control.effects) == 1
+    assert sum(isinstance(effect, StartApp) for effect in control.effects) == 1
 
 
 def test_a_name_in_use_is_refused_and_nothing_is_disturbed(control: Control) -> None:
@@ -191,13 +191,13 @@ def test_a_name_in_use_is_refused_and_nothing_is_disturbed(control: Control) -> 
     assert control.state.models == before.models
 
 
-def test_an_unload_forgets_first_and_answers_when_the_pool_is_gone(control: Control) -> None:
-    pool = control.ready()
+def test_an_unload_forgets_first_and_answers_when_the_app_is_gone(control: Control) -> None:
+    app = control.ready()
     effects = control.feed(UnloadAsked("small", "u1", 5.0))
     assert only(effects, Forget).name == "small"
-    assert only(effects, StopPool).pool == pool
+    assert only(effects, StopApp).app == app
     assert control.phase() is Phase.UNLOADING
-    control.observe({pool: AppState.STOPPING})
+    control.observe({app: ServeState.STOPPING})
     assert "u1" not in control.answers()
     control.load(caller="c2")
     assert isinstance(control.answers()["c2"].error, WrongState)
@@ -240,7 +240,7 @@ def test_a_source_that_fails_ends_the_load_and_is_not_remembered(control: Contro
 def test_what_does_not_fit_is_refused_with_every_candidate(control: Control) -> None:
     control.load()
     effects = control.look("small", 100 * GIB)
-    assert none(effects, PreparePool)
+    assert none(effects, PrepareApp)
     error = control.answers()["c1"].error
     assert isinstance(error, PlacementRefused)
     assert any(candidate["backend"] == "llama-server-cpu" for candidate in error.candidates)
@@ -248,22 +248,22 @@ def test_what_does_not_fit_is_refused_with_every_candidate(control: Control) -> 
 
 def test_a_node_that_gave_the_memory_to_another_is_planned_around(control: Control) -> None:
     control.load()
-    prepare = only(control.look(), PreparePool)
-    effects = control.feed(PoolRefused(prepare.pool, PlacementRefused("n1 is full"), again=True, at=3.0))
+    prepare = only(control.look(), PrepareApp)
+    effects = control.feed(AppRefused(prepare.app, PlacementRefused("n1 is full"), again=True, at=3.0))
     assert only(effects, Look).name == "small"
     assert control.answers() == {}
-    again = only(control.look("small", 100 * 2**20, view("n2")), PreparePool)
+    again = only(control.look("small", 100 * 2**20, view("n2")), PrepareApp)
     assert again.node_id == "n2"
-    assert again.pool != prepare.pool
+    assert again.app != prepare.app
 
 
 def test_planning_again_has_an_end(control: Control) -> None:
     control.load()
     for _ in range(MAX_REFUSED):
-        prepare = only(control.look(), PreparePool)
-        control.feed(PoolRefused(prepare.pool, PlacementRefused("n1 is full"), again=True, at=3.0))
-    prepare = only(control.look(), PreparePool)
-    control.feed(PoolRefused(prepare.pool, PlacementRefused("n1 is full"), again=True, at=3.0))
+        prepare = only(control.look(), PrepareApp)
+        control.feed(AppRefused(prepare.app, PlacementRefused("n1 is full"), again=True, at=3.0))
+    prepare = only(control.look(), PrepareApp)
+    control.feed(AppRefused(prepare.app, PlacementRefused("n1 is full"), again=True, at=3.0))
     assert control.phase() is Phase.FAILED
     assert "n1 is full" in str(control.answers()["c1"].error)
 
@@ -279,9 +279,9 @@ def test_progress_is_kept_and_wakes_no_router(control: Control) -> None:
 
 def test_the_last_backend_that_dies_for_a_reason_ends_the_load_with_it(control: Control) -> None:
     control.load()
-    pool = control.place()
-    effects = control.die(pool, "canary_failed")
-    assert only(effects, StopPool).pool == pool
+    app = control.place()
+    effects = control.die(app, "canary_failed")
+    assert only(effects, StopApp).app == app
     control.look()
     error = control.answers()["c1"].error
     assert isinstance(error, EngineFailed)
@@ -292,8 +292,8 @@ def test_the_last_backend_that_dies_for_a_reason_ends_the_load_with_it(control: 
 
 def test_a_bad_file_is_never_tried_again(control: Control) -> None:
     control.load()
-    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
-    effects = control.die(pool, "bad_model_file")
+    app = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    effects = control.die(app, "bad_model_file")
     assert none(effects, Look)
     assert control.phase() is Phase.FAILED
     assert control.state.exclusions == ()
@@ -304,24 +304,24 @@ def test_every_class_of_failure_gets_its_restarts_and_not_one_more(
     control: Control, kind: FailureClass
 ) -> None:
     control.load(asked=request(options={"context": 4096}))
-    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    app = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
     for number in range(RULES[kind].restarts):
-        assert none(control.die(pool, kind.value, 10.0 + number), StopPool)
+        assert none(control.die(app, kind.value, 10.0 + number), StopApp)
         assert control.phase() is Phase.LOADING
-    assert only(control.die(pool, kind.value, 100.0), StopPool).pool == pool
+    assert only(control.die(app, kind.value, 100.0), StopApp).app == app
 
 
 def test_a_backend_that_died_is_left_out_and_the_next_takes_over(control: Control) -> None:
     rig = view(gpus=[radeon()])
-    pool = control.ready("small", "c1", rig)
+    app = control.ready("small", "c1", rig)
     assert control.state.models["small"].live[0].backend is Backend.LLAMA_SERVER_VULKAN
     taken = [Backend.LLAMA_SERVER_VULKAN]
     for number in range(2):
-        control.die(pool, "gpu_page_fault", 20.0 + number)
-        effects = control.die(pool, "gpu_page_fault", 21.0 + number)
+        control.die(app, "gpu_page_fault", 20.0 + number)
+        effects = control.die(app, "gpu_page_fault", 21.0 + number)
         assert only(effects, RememberLessons).exclusions == control.state.exclusions
-        pool = control.place("small", 100 * 2**20, rig)
-        control.feed(ReplicaReported(pool, replica(f"r{number + 2}")))
+        app = control.place("small", 100 * 2**20, rig)
+        control.feed(ReplicaReported(app, replica(f"r{number + 2}")))
         assert control.phase() is Phase.READY
         taken.append(control.state.models["small"].live[0].backend)
     assert taken == [Backend.LLAMA_SERVER_VULKAN, Backend.LLAMA_SERVER_ROCM, Backend.LLAMA_SERVER_CPU]
@@ -331,8 +331,8 @@ def test_a_backend_that_died_is_left_out_and_the_next_takes_over(control: Contro
 
 def test_what_was_excluded_stays_so_over_a_restart_until_it_is_lifted(control: Control) -> None:
     rig = view(gpus=[radeon()])
-    pool = control.ready("small", "c1", rig)
-    control.die(pool, "device_missing", 20.0)
+    app = control.ready("small", "c1", rig)
+    control.die(app, "device_missing", 20.0)
     lessons = control.state.exclusions
     fresh = Control(Restored((), {}, {}, "life2", 50.0, lessons))
     fresh.ready("small", "c1", rig)
@@ -348,139 +348,139 @@ def test_a_model_that_ran_out_of_memory_is_tried_with_less_context_if_nobody_ask
     control: Control,
 ) -> None:
     control.load()
-    pool = control.place()
-    assert control.state.models["small"].pools[pool].plans[0].options.context == 4096
-    control.die(pool, "out_of_memory")
+    app = control.place()
+    assert control.state.models["small"].apps[app].plan.options.context == 4096
+    control.die(app, "out_of_memory")
     assert control.state.exclusions == ()
-    pool = control.place()
-    assert control.state.models["small"].pools[pool].plans[0].options.context == 2048
-    control.die(pool, "out_of_memory", 20.0)
+    app = control.place()
+    assert control.state.models["small"].apps[app].plan.options.context == 2048
+    control.die(app, "out_of_memory", 20.0)
     control.look()
     assert control.phase() is Phase.FAILED, "2048 tokens are the least"
 
 
 def test_a_context_that_was_asked_for_is_not_made_smaller(control: Control) -> None:
     control.load(asked=request(options={"context": 4096}))
-    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
-    control.die(pool, "out_of_memory")
-    pool = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
-    plan = control.state.models["small"].pools[pool].plans[0]
+    app = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    control.die(app, "out_of_memory")
+    app = control.place("small", 100 * 2**20, view(gpus=[radeon()]))
+    plan = control.state.models["small"].apps[app].plan
     assert (plan.backend, plan.options.context) == (Backend.LLAMA_SERVER_ROCM, 4096)
 
 
 def test_a_replica_without_a_lease_is_placed_anew_with_nothing_held_against_the_backend(
     control: Control,
 ) -> None:
-    pool = control.ready()
-    effects = control.die(pool, NO_LEASE, 20.0)
-    assert only(effects, StopPool).pool == pool
+    app = control.ready()
+    effects = control.die(app, NO_LEASE, 20.0)
+    assert only(effects, StopApp).app == app
     assert only(effects, Look).name == "small"
     assert control.state.exclusions == ()
 
 
 def test_a_dead_engine_is_recovered_and_its_wish_kept(control: Control) -> None:
-    pool = control.ready()
-    effects = control.feed(ReplicaReported(pool, replica(state="failed"), failure("gpu_page_fault")))
+    app = control.ready()
+    effects = control.feed(ReplicaReported(app, replica(state="failed"), failure("gpu_page_fault")))
     assert control.phase() is Phase.RECOVERING
     assert none(effects, Forget)
-    assert none(effects, StopPool)
+    assert none(effects, StopApp)
     assert control.urls() == []
-    control.feed(ReplicaReported(pool, replica("r2")))
+    control.feed(ReplicaReported(app, replica("r2")))
     assert control.phase() is Phase.READY
     assert control.urls() == ["http://127.0.0.1/r2"]
     assert control.state.models["small"].failures[0].failure == "gpu_page_fault"
 
 
 def test_one_dead_replica_of_two_leaves_the_model_ready(control: Control) -> None:
-    pool = control.ready()
-    control.feed(ReplicaReported(pool, replica("r2")))
-    control.feed(ReplicaReported(pool, replica("r1", "failed"), failure()))
+    app = control.ready()
+    control.feed(ReplicaReported(app, replica("r2")))
+    control.feed(ReplicaReported(app, replica("r1", "failed"), failure()))
     assert control.phase() is Phase.READY
 
 
 def test_a_replica_that_vanishes_without_a_word_is_noticed(control: Control) -> None:
-    pool = control.ready()
-    control.observe({pool: AppState.UNHEALTHY}, {pool: []})
+    app = control.ready()
+    control.observe({app: ServeState.UNHEALTHY}, {app: []})
     assert control.phase() is Phase.RECOVERING
-    control.observe({pool: AppState.RUNNING})
+    control.observe({app: ServeState.RUNNING})
     assert control.phase() is Phase.RECOVERING, "no word on its replicas proves nothing"
-    control.feed(ReplicaReported(pool, replica("r2")))
+    control.feed(ReplicaReported(app, replica("r2")))
     assert control.phase() is Phase.READY
 
 
 def test_a_replica_that_serve_does_not_count_yet_is_believed(control: Control) -> None:
-    pool = control.ready()
-    control.observe({pool: AppState.STARTING}, {pool: []}, at=10.5)
+    app = control.ready()
+    control.observe({app: ServeState.STARTING}, {app: []}, at=10.5)
     assert control.phase() is Phase.READY
-    control.observe({pool: AppState.RUNNING}, {pool: []}, at=30.0)
+    control.observe({app: ServeState.RUNNING}, {app: []}, at=30.0)
     assert control.phase() is Phase.RECOVERING
 
 
 def test_an_option_that_the_engine_does_not_know_is_the_callers_mistake(control: Control) -> None:
     control.load()
-    pool = control.place()
-    control.feed(ReplicaReported(pool, replica(state="failed"), failure("unknown_flag")))
+    app = control.place()
+    control.feed(ReplicaReported(app, replica(state="failed"), failure("unknown_flag")))
     assert isinstance(control.answers()["c1"].error, UnknownOption)
 
 
-def test_a_pool_not_seen_yet_is_waited_for_and_one_that_vanished_is_started_again(control: Control) -> None:
+def test_a_app_not_seen_yet_is_waited_for_and_one_that_vanished_is_started_again(control: Control) -> None:
     control.load()
-    pool = control.place()
+    app = control.place()
     control.observe({})
     assert control.phase() is Phase.LOADING
-    control.observe({pool: AppState.STARTING})
-    control.feed(ReplicaReported(pool, replica()))
+    control.observe({app: ServeState.STARTING})
+    control.feed(ReplicaReported(app, replica()))
     effects = control.observe({})
     assert control.phase() is Phase.RESOLVING
     assert only(effects, Look).name == "small"
-    assert control.place() != pool
+    assert control.place() != app
 
 
-def test_serve_giving_up_on_a_pool_fails_the_load_with_its_message(control: Control) -> None:
+def test_serve_giving_up_on_a_app_fails_the_load_with_its_message(control: Control) -> None:
     control.load()
-    pool = control.place()
-    control.observe({pool: AppState.FAILED}, messages={pool: "no node has that resource"})
+    app = control.place()
+    control.observe({app: ServeState.FAILED}, messages={app: "no node has that resource"})
     assert control.phase() is Phase.FAILED
     assert "no node has that resource" in str(control.answers()["c1"].error)
 
 
-def test_serve_refusing_a_pool_fails_the_load_and_gives_its_leases_back(control: Control) -> None:
+def test_serve_refusing_a_app_fails_the_load_and_gives_its_leases_back(control: Control) -> None:
     control.load()
-    pool = control.place()
-    effects = control.feed(PoolStartFailed(pool, "name too long", 3.0))
-    assert only(effects, StopPool) == StopPool(pool, "n1")
+    app = control.place()
+    effects = control.feed(AppStartFailed(app, "name too long", 3.0))
+    assert only(effects, StopApp) == StopApp(app, "n1")
     assert control.phase() is Phase.FAILED
 
 
-def test_a_pool_that_nobody_asked_for_is_stopped(control: Control) -> None:
-    effects = control.observe({"xgen-pool-stray": AppState.RUNNING})
-    assert only(effects, StopPool).pool == "xgen-pool-stray"
-    again = control.observe({"xgen-pool-stray": AppState.RUNNING})
-    assert only(again, StopPool).pool == "xgen-pool-stray", "the first stop may have got lost"
-    assert none(control.observe({"xgen-pool-stray": AppState.STOPPING}), StopPool)
+def test_a_app_that_nobody_asked_for_is_stopped(control: Control) -> None:
+    effects = control.observe({"xgen-engine-stray": ServeState.RUNNING})
+    assert only(effects, StopApp).app == "xgen-engine-stray"
+    again = control.observe({"xgen-engine-stray": ServeState.RUNNING})
+    assert only(again, StopApp).app == "xgen-engine-stray", "the first stop may have got lost"
+    assert none(control.observe({"xgen-engine-stray": ServeState.STOPPING}), StopApp)
     control.observe({})
-    assert control.state.stray_pools == frozenset()
+    assert control.state.stray_apps == frozenset()
 
 
-def record(pool: str | None = None, origin: Origin = Origin.API, *, proven: bool = True) -> Record:
-    pools: tuple[PoolRecord, ...] = ()
-    if pool is not None:
+def record(app: str | None = None, origin: Origin = Origin.API, *, proven: bool = True) -> Record:
+    apps: tuple[AppRecord, ...] = ()
+    if app is not None:
         planned = Control()
         planned.load()
-        prepare = only(planned.look(), PreparePool)
-        pools = (PoolRecord(pool, "n1", "node-n1", "x86_64", prepare.plans),)
-    return Record("small", request("small"), origin, created=1.0, proven=proven, pools=pools)
+        prepare = only(planned.look(), PrepareApp)
+        apps = (AppRecord(app, "n1", "node-n1", "x86_64", prepare.plan),)
+    return Record("small", request("small"), origin, created=1.0, proven=proven, apps=apps)
 
 
 def test_a_restart_takes_over_what_runs(control: Control) -> None:
     fresh = Control(None)
-    pools = {"xgen-pool-small-x-1": AppState.RUNNING}
-    effects = fresh.feed(Restored((record("xgen-pool-small-x-1"),), {}, pools, "life2", 50.0))
-    assert none(effects, StopPool)
+    apps = {"xgen-engine-small-x-1": ServeState.RUNNING}
+    effects = fresh.feed(Restored((record("xgen-engine-small-x-1"),), {}, apps, "life2", 50.0))
+    assert none(effects, StopApp)
     assert none(effects, Look)
     assert fresh.phase() is Phase.RECOVERING
-    assert list(fresh.state.models["small"].pools) == ["xgen-pool-small-x-1"]
-    fresh.feed(ReplicaReported("xgen-pool-small-x-1", replica()))
+    assert list(fresh.state.models["small"].apps) == ["xgen-engine-small-x-1"]
+    fresh.feed(ReplicaReported("xgen-engine-small-x-1", replica()))
     assert fresh.phase() is Phase.READY
 
 
@@ -494,11 +494,11 @@ def test_declared_models_follow_the_configuration() -> None:
     fresh = Control(None)
     gone = record(origin=Origin.DECLARED)
     effects = fresh.feed(
-        Restored((gone,), {"new": request("new")}, {"xgen-pool-old": AppState.RUNNING}, "life2", 5.0)
+        Restored((gone,), {"new": request("new")}, {"xgen-engine-old": ServeState.RUNNING}, "life2", 5.0)
     )
     assert only(effects, Forget).name == "small"
     assert only(effects, Look).name == "new"
-    assert only(effects, StopPool).pool == "xgen-pool-old"
+    assert only(effects, StopApp).app == "xgen-engine-old"
     assert fresh.state.models["new"].origin is Origin.DECLARED
 
 
@@ -526,8 +526,8 @@ def test_a_wish_that_lives_on_is_tried_again_and_less_and_less_often() -> None:
     pauses = [late - early for early, late in itertools.pairwise(moments)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_RETRY_S
-    pool = fresh.place()
-    fresh.feed(ReplicaReported(pool, replica()))
+    app = fresh.place()
+    fresh.feed(ReplicaReported(app, replica()))
     assert fresh.state.models["small"].setbacks == 0
 
 
@@ -538,7 +538,7 @@ def test_a_load_that_never_worked_is_not_tried_again(control: Control) -> None:
     assert none(control.observe({}, at=100_000.0), Look)
 
 
-def test_a_new_life_never_reuses_a_pool_name(control: Control) -> None:
+def test_a_new_life_never_reuses_a_app_name(control: Control) -> None:
     first = control.ready()
     other = Control(None)
     other.feed(Restored((), {}, {}, "life2", 0.0))
@@ -556,36 +556,37 @@ def test_replicas_go_to_as_many_nodes_as_it_takes_and_each_is_routed_to(control:
         for effect in control.look(
             "small", 9 * GIB, view("n1", available_bytes=tight), view("n2", available_bytes=tight)
         )
-        if isinstance(effect, PreparePool)
+        if isinstance(effect, PrepareApp)
     ]
     assert {prepare.node_id for prepare in prepares} == {"n1", "n2"}
     for number, prepare in enumerate(prepares):
-        control.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0))
-        control.feed(ReplicaReported(prepare.pool, replica(f"r{number}")))
+        control.feed(AppPrepared(prepare.app, prepare.plan, 3.0))
+        control.feed(ReplicaReported(prepare.app, replica(f"r{number}")))
     assert sorted(control.urls()) == ["http://127.0.0.1/r0", "http://127.0.0.1/r1"]
     assert control.state.models["small"].reason == "2 of 2 replicas ready"
 
 
 def test_every_replica_is_an_application_of_its_own(control: Control) -> None:
     control.load(asked=request(replicas=2))
-    prepares = [effect for effect in control.look() if isinstance(effect, PreparePool)]
-    assert [(len(prepare.plans), prepare.node_id) for prepare in prepares] == [(1, "n1"), (1, "n1")]
+    prepares = [effect for effect in control.look() if isinstance(effect, PrepareApp)]
+    assert [prepare.node_id for prepare in prepares] == ["n1", "n1"]
+    assert len({prepare.app for prepare in prepares}) == 2
 
 
-def test_a_node_that_leaves_takes_its_pools_along_and_they_move(control: Control) -> None:
+def test_a_node_that_leaves_takes_its_apps_along_and_they_move(control: Control) -> None:
     control.feed(NodesObserved({"n1": "node-n1", "n2": "node-n2"}, 1.0))
     moved = control.ready("small", "c1", view("n1"))
     other = control.ready("other", "c2", view("n2"))
     effects = control.feed(NodesObserved({"n2": "node-n2"}, 30.0))
-    assert only(effects, StopPool).pool == moved
+    assert only(effects, StopApp).app == moved
     assert only(effects, Look).name == "small"
     assert control.urls() == []
     assert control.urls("other") == ["http://127.0.0.1/r1"]
     assert "node-n1" in control.state.models["small"].reason
-    pool = control.place("small", 100 * 2**20, view("n2"))
-    control.feed(ReplicaReported(pool, replica("r9")))
+    app = control.place("small", 100 * 2**20, view("n2"))
+    control.feed(ReplicaReported(app, replica("r9")))
     assert control.phase() is Phase.READY
-    assert control.state.models["other"].pools.keys() == {other}
+    assert control.state.models["other"].apps.keys() == {other}
 
 
 def test_a_model_without_a_place_says_why_and_goes_on_when_a_node_joins(control: Control) -> None:
@@ -606,9 +607,9 @@ def test_one_replica_lost_leaves_the_other_serving_and_the_reason_in_sight(contr
     tight = 11 * GIB
     views = [view("n1", available_bytes=tight), view("n2", available_bytes=tight)]
     for effect in control.look("small", 9 * GIB, *views):
-        if isinstance(effect, PreparePool):
-            control.feed(PoolPrepared(effect.pool, effect.plans, 3.0))
-            control.feed(ReplicaReported(effect.pool, replica(f"on-{effect.node_id}")))
+        if isinstance(effect, PrepareApp):
+            control.feed(AppPrepared(effect.app, effect.plan, 3.0))
+            control.feed(ReplicaReported(effect.app, replica(f"on-{effect.node_id}")))
     control.feed(NodesObserved({"n2": "two"}, 30.0))
     assert control.phase() is Phase.READY
     assert control.urls() == ["http://127.0.0.1/on-n2"]
@@ -622,8 +623,8 @@ def test_one_replica_lost_leaves_the_other_serving_and_the_reason_in_sight(contr
 def idle_pair(control: Control) -> None:
     """``old`` has 9 of the node's 11 GiB and nobody uses it."""
     control.load("old", "c1")
-    pool = control.place("old", 9 * GIB, view(available_bytes=11 * GIB))
-    control.feed(ReplicaReported(pool, replica()))
+    app = control.place("old", 9 * GIB, view(available_bytes=11 * GIB))
+    control.feed(ReplicaReported(app, replica()))
 
 
 def crowded(control: Control) -> NodeView:
@@ -665,9 +666,9 @@ def test_a_model_in_use_is_not_idle(control: Control) -> None:
 
 
 def test_what_an_engine_really_took_is_kept_for_the_next_plan(control: Control) -> None:
-    pool = control.ready()
+    app = control.ready()
     seen = Observation(model_key(facts()), Backend.LLAMA_SERVER_CPU, "ram", GIB, 2 * GIB)
-    effects = control.feed(ReplicaReported(pool, replica(), observations=(seen,)))
+    effects = control.feed(ReplicaReported(app, replica(), observations=(seen,)))
     assert only(effects, RememberLessons).observations == (seen,)
     control.load("small", "c9", request("small"))
     fresh = Control(Restored((), {}, {}, "life2", 50.0, (), (seen,)))
@@ -676,6 +677,6 @@ def test_what_an_engine_really_took_is_kept_for_the_next_plan(control: Control) 
         world.load()
         world.place()
     bills = [
-        next(iter(world.state.models["small"].pools.values())).plans[0].footprint for world in (before, after)
+        next(iter(world.state.models["small"].apps.values())).plan.footprint for world in (before, after)
     ]
     assert bills[1].total_bytes > bills[0].total_bytes

@@ -174,7 +174,7 @@ async def test_live_figures_are_read_once_a_second_at_most(world: World) -> None
 async def test_two_loads_at_the_same_moment_never_get_the_same_memory(world: World) -> None:
     owner = await world.start()
     plan = gpu_plan((CARD, 14 * GIB))
-    answers = await asyncio.gather(*(owner.reserve(pool, pool, [plan], 30.0) for pool in "abcd"))
+    answers = await asyncio.gather(*(owner.reserve(app, app, [plan], 30.0) for app in "abcd"))
     assert sum(not isinstance(answer, NoLease) for answer in answers) == 1
     refusals = [answer.message for answer in answers if isinstance(answer, NoLease)]
     assert all("14.0 GiB wanted, 10.0 GiB to be had" in message for message in refusals)
@@ -255,7 +255,7 @@ async def test_two_that_load_at_once_cannot_be_told_apart_by_growth(
         assert [one.device for one in settled.use.claims] == [RAM]
 
 
-async def test_a_killed_holders_lease_is_its_pools_again_and_ends_in_time(
+async def test_a_killed_holders_lease_is_its_apps_again_and_ends_in_time(
     world: World, start_process: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
     owner = await world.start()
@@ -326,7 +326,7 @@ async def test_a_restarted_owner_rebuilds_its_book_from_what_runs(
     )
 
 
-async def test_renewing_says_which_pools_have_leases_here(world: World) -> None:
+async def test_renewing_says_which_apps_have_leases_here(world: World) -> None:
     owner = await world.start()
     some(await owner.reserve("p", "m", [cpu_plan(GIB)], 5.0))
     world.clock.now += 4.0

@@ -166,10 +166,10 @@ async def test_leases_over_deaths_of_owner_and_holder(
     # More than half of what is there.
     plan = cpu_plan(int((desk.usage.memory_available_bytes - 2 * GIB) * 0.6), threads=1)
 
-    answers = await asyncio.gather(*(nodes.reserve(node_id, pool, pool, [plan], 60.0) for pool in "ab"))
+    answers = await asyncio.gather(*(nodes.reserve(node_id, app, app, [plan], 60.0) for app in "ab"))
     (refusal,) = [answer for answer in answers if isinstance(answer, NoLease)]
     assert "RAM: " in refusal.message
-    (winner,) = [answer[0].pool for answer in answers if not isinstance(answer, NoLease)]
+    (winner,) = [answer[0].app for answer in answers if not isinstance(answer, NoLease)]
 
     replica = start_process()
     lease = granted(await link.claim(winner, "r1", replica.pid))
@@ -191,11 +191,11 @@ async def test_leases_over_deaths_of_owner_and_holder(
     # The holder dies: its lease waits for the next replica.
     os.kill(replica.pid, signal.SIGKILL)
     (report,) = await until(lambda: _reserved(nodes, node_id))
-    assert (report.pool, report.replica_id) == (winner, None)
+    assert (report.app, report.replica_id) == (winner, None)
     again = granted(await link.claim(winner, "r2", start_process().pid))
     assert again.plan == plan
 
-    # Nobody wants the pool any more: free when its last replica is gone.
+    # Nobody wants the app any more: free when its last replica is gone.
     await nodes.release(node_id, winner)
     assert [one.released for one in await leases_of(nodes, node_id)] == [True]
     await link.dropped(again.lease_id, "r2")
@@ -230,7 +230,7 @@ async def test_owners_with_other_settings_are_started_anew_and_those_of_dead_nod
     )
     nodes = Nodes(replace(fleet.settings, hub_endpoint="http://127.0.0.1:9"), NodeOwnerActor)
     (lease,) = await leases_of(nodes, node_id)
-    assert (lease.pool, lease.state) == ("p", LeaseState.RESERVED)
+    assert (lease.app, lease.state) == ("p", LeaseState.RESERVED)
     assert owner_process(fleet, node_id).pid != old
 
     async def alone() -> bool:

@@ -13,15 +13,15 @@ from xgen_ray.placement import Exclusion, Observation, plan
 from xgen_ray.placement.types import Backend, Plan
 from xgen_ray.schema import Origin
 from xgen_ray.serving.registry import Registry
-from xgen_ray.serving.state import PoolRecord, Record
+from xgen_ray.serving.state import AppRecord, Record
 
 
 def record(name: str = "small") -> Record:
     world = inventory()
     decided = plan(facts(name), request(name).options, world.snapshot, world.statuses, usage=world.usage)
     assert isinstance(decided, Plan)
-    pool = PoolRecord("p", "n1", "box", "x86_64", (decided, decided))
-    return Record(name, request(name, replicas=2), Origin.API, 12.5, proven=True, pools=(pool,))
+    apps = tuple(AppRecord(app, "n1", "box", "x86_64", decided) for app in ("p", "q"))
+    return Record(name, request(name, replicas=2), Origin.API, 12.5, proven=True, apps=apps)
 
 
 def test_a_record_comes_back_equal_from_another_life(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.serving.simulated_fleet import World
 from xgen_ray.schema import Phase
 from xgen_ray.serving.leases import LeaseState
-from xgen_ray.serving.state import Model, PoolPhase, WakeAsked
+from xgen_ray.serving.state import AppPhase, Model, WakeAsked
 from xgen_ray.serving.wishes import missing_replicas
 
 SEEDS = 2000
@@ -46,7 +46,7 @@ def check_size(model: Model, told: str) -> None:
     scaling = model.request.scaling
     if model.phase is Phase.SLEEPING:
         assert scaling is not None, told
-        assert (scaling.min_replicas, model.wanted, model.pools) == (0, 0, {}), told
+        assert (scaling.min_replicas, model.wanted, model.apps) == (0, 0, {}), told
     elif model.phase is Phase.READY:
         assert scaling is None or (scaling.min_replicas, model.wanted) == (1, 1), told
         assert scaling is not None or model.wanted == model.request.replicas, told
@@ -67,13 +67,13 @@ def check(world: World) -> None:
     assert all(model.shortfall and model.retry_at for model in short), (
         f"{told}; without a word on what is missing"
     )
-    pools = {pool.pool: pool for model in models.values() for pool in model.live}
-    assert set(world.apps) == set(pools), f"what runs is what was asked for; {told}; runs: {world.apps}"
-    assert all(pool.phase is PoolPhase.SERVING for pool in pools.values()), told
+    apps = {app.name: app for model in models.values() for app in model.live}
+    assert set(world.apps) == set(apps), f"what runs is what was asked for; {told}; runs: {world.apps}"
+    assert all(app.phase is AppPhase.SERVING for app in apps.values()), told
     routed = {engine.replica_id for route in world.state.table.routes.values() for engine in route.engines}
     assert routed == {key for app in world.apps.values() for key in app.replicas}, told
-    held = {lease.pool for node in world.nodes.values() for lease in node.book.leases.values()}
-    assert held == set(pools), f"leases are of what runs; {told}"
+    held = {lease.app for node in world.nodes.values() for lease in node.book.leases.values()}
+    assert held == set(apps), f"leases are of what runs; {told}"
     assert all(
         lease.state is LeaseState.SETTLED
         for node in world.nodes.values()

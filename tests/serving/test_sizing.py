@@ -11,20 +11,20 @@ from xgen_ray.schema import LoadRequest, Phase, Scaling
 from xgen_ray.serving.placing import IDLE_S, MAX_LOOKS
 from xgen_ray.serving.state import (
     Answer,
-    AppState,
+    AppPrepared,
     Fleet,
     Forget,
     Look,
     LookDone,
     LookFailed,
     NodesObserved,
-    PoolPrepared,
-    PreparePool,
+    PrepareApp,
     Remember,
     ReplicaReported,
     Restored,
     ScaleAsked,
-    StopPool,
+    ServeState,
+    StopApp,
     UnloadAsked,
     UseReported,
     WakeAsked,
@@ -41,21 +41,21 @@ class Sized(Control):
         """Everything is seen at ``moment``, with ``ongoing`` requests in the model's first engine."""
         states, alive = {}, {}
         for model in list(self.state.models.values()):
-            for number, pool in enumerate(model.live):
-                states[pool.pool] = AppState.RUNNING
-                alive[pool.pool] = [f"r-{pool.pool}"]
-                told = replica(f"r-{pool.pool}", since=moment)
+            for number, app in enumerate(model.live):
+                states[app.name] = ServeState.RUNNING
+                alive[app.name] = [f"r-{app.name}"]
+                told = replica(f"r-{app.name}", since=moment)
                 busy = ongoing if (model.name, number) == (name, 0) else 0
                 status = told.status.model_copy(update={"running": busy, "load_at": moment})
-                self.feed(ReplicaReported(pool.pool, replace(told, status=status)))
+                self.feed(ReplicaReported(app.name, replace(told, status=status)))
         self.observe(states, alive, at=moment)
 
     def grow(self, name: str = "small", at: float = 30.0) -> None:
         """What is looked for is found and gets ready."""
         for effect in self.look(name, at=at):
-            if isinstance(effect, PreparePool):
-                self.feed(PoolPrepared(effect.pool, effect.plans, at))
-                self.feed(ReplicaReported(effect.pool, replica(f"r-{effect.pool}", since=at)))
+            if isinstance(effect, PrepareApp):
+                self.feed(AppPrepared(effect.app, effect.plan, at))
+                self.feed(ReplicaReported(effect.app, replica(f"r-{effect.app}", since=at)))
 
     def loaded(self, rule: dict[str, float], name: str = "small") -> None:
         self.load(name, f"caller-{name}", asked=request(name, scaling=rule))
@@ -81,7 +81,7 @@ def control() -> Sized:
 
 def test_it_grows_with_its_load_and_shrinks_after_it(control: Sized) -> None:
     control.loaded(RULE)
-    slots = control.state.models["small"].live[0].plans[0].options.slots
+    slots = control.state.models["small"].live[0].plan.options.slots
     control.at(20.0, 3 * slots)
     assert control.sizes() == (1, 1), "not for a spike"
     control.at(25.0, 3 * slots)
@@ -124,10 +124,10 @@ def test_unused_it_sleeps_and_a_request_wakes_it_once(control: Sized) -> None:
     control.at(160.0, 0)
     assert control.phase() is Phase.SLEEPING
     assert control.urls() == []
-    assert only(control.effects, StopPool).node_id == "n1"
+    assert only(control.effects, StopApp).node_id == "n1"
     assert none(control.effects, Forget), "the wish stays"
     control.observe({}, at=161.0)
-    assert control.state.models["small"].pools == {}
+    assert control.state.models["small"].apps == {}
     looks = [
         effect
         for _ in range(100)
@@ -166,7 +166,7 @@ def test_more_than_the_least_survive_a_restart(control: Sized) -> None:
     control.at(25.0, 99)
     control.grow(at=26.0)
     record = [effect for effect in control.effects if isinstance(effect, Remember)][-1].record
-    running = {pool.pool: AppState.RUNNING for pool in record.pools}
+    running = {app.name: ServeState.RUNNING for app in record.apps}
     other = Sized(Restored((record,), {}, running, "life2", 300.0))
     assert other.sizes() == (3, 3)
 
@@ -182,7 +182,7 @@ def test_an_operator_changes_the_number_and_nothing_else(control: Sized) -> None
     control.feed(ScaleAsked("small", 1, None, "c10", 60.0))
     assert control.sizes() == (1, 1)
     record = [effect for effect in control.effects if isinstance(effect, Remember)][-1].record
-    assert (record.request.replicas, len(record.pools)) == (1, 1)
+    assert (record.request.replicas, len(record.apps)) == (1, 1)
 
 
 def test_a_rule_instead_of_a_number(control: Sized) -> None:
@@ -207,9 +207,9 @@ def test_scaling_what_is_not_there_or_on_its_way_out(control: Sized) -> None:
 
 def test_a_model_that_may_sleep_makes_room_without_being_forgotten(control: Sized) -> None:
     control.load("old", "c1", asked=request("old", scaling=SLEEPER))
-    prepare = only(control.look("old", 9 * GIB, view("n1", available_bytes=11 * GIB)), PreparePool)
-    control.feed(PoolPrepared(prepare.pool, prepare.plans, 3.0))
-    control.feed(ReplicaReported(prepare.pool, replica("r-old", since=3.0)))
+    prepare = only(control.look("old", 9 * GIB, view("n1", available_bytes=11 * GIB)), PrepareApp)
+    control.feed(AppPrepared(prepare.app, prepare.plan, 3.0))
+    control.feed(ReplicaReported(prepare.app, replica("r-old", since=3.0)))
     control.load("new", "c2", asked=request("new", evict="idle"))
     full = view("n1", available_bytes=2 * GIB)
     effects = control.look("new", 9 * GIB, full, at=10.0 + IDLE_S)

@@ -165,7 +165,7 @@ def _tell_success(server: Server, status: ModelStatus, took_s: float | None) -> 
         )
         return
     where = sorted({replica.node for replica in status.replicas})
-    backends = [pool.backend.value for pool in status.pools] or [status.backend or ""]
+    backends = [engine.backend.value for engine in status.engines] or [status.backend or ""]
     on = f" on {', '.join(dict.fromkeys(backends))}" if any(backends) else ""
     at = f" ({', '.join(where)})" if where else ""
     after = f" after {output.duration(took_s)}" if took_s is not None and took_s >= 1 else ""

@@ -30,8 +30,8 @@ def ps(
     """List the models, or tell all of one.
 
     WHERE has each node with its engines, `x2` where there are two. Of one model
-    it shows its pools (the engines of a node), what runs, why, and which
-    backends are left out after failures; `xgen-ray lift` forgives those.
+    it shows its engines, what runs, why, and which backends are left out after
+    failures; `xgen-ray lift` forgives those.
 
     With --watch the table stays and follows; into a pipe it is written again
     after each change, with --json as one line of JSON.
@@ -106,16 +106,16 @@ def _shortened(values: Sequence[str]) -> str | None:
 
 
 def _backends(model: ModelStatus) -> list[str]:
-    if model.pools:
-        return list(dict.fromkeys(pool.backend.value for pool in model.pools))
+    if model.engines:
+        return list(dict.fromkeys(engine.backend.value for engine in model.engines))
     return [model.backend.value] if model.backend is not None else []
 
 
 def _where(model: ModelStatus) -> str | None:
     """Return the nodes, each with the number of its engines: those that are there or on their way."""
     nodes: Counter[str] = Counter()
-    for pool in model.pools:
-        nodes[pool.node] += pool.replicas
+    for engine in model.engines:
+        nodes[engine.node] += 1
     # What a server of another kind may tell is the replicas alone.
     nodes = nodes or Counter(replica.node for replica in model.replicas)
     return ", ".join(node if count == 1 else f"{node} x{count}" for node, count in nodes.items())
@@ -123,8 +123,8 @@ def _where(model: ModelStatus) -> str | None:
 
 def _capacities(model: ModelStatus) -> list[str]:
     """Return ``slots x context``: how many requests at once, of how many tokens each, for one engine."""
-    if model.pools:
-        return list(dict.fromkeys(f"{pool.slots} x {pool.context}" for pool in model.pools))
+    if model.engines:
+        return list(dict.fromkeys(f"{engine.slots} x {engine.context}" for engine in model.engines))
     chosen = model.plan.options if model.plan else {}
     slots, context = chosen.get("slots"), chosen.get("context")
     return [f"{slots} x {context}"] if slots is not None and context is not None else []
@@ -147,10 +147,10 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
     ]
     if model.shortfall is not None:
         rows.append(("missing", model.shortfall))
-    whys = dict.fromkeys(f"{pool.node}: {pool.why}" for pool in model.pools)
+    whys = dict.fromkeys(f"{engine.node}: {engine.why}" for engine in model.engines)
     rows += [("why", why) for why in whys]
     if model.plan:
-        if not model.pools:
+        if not model.engines:
             rows.append(("why", model.plan.why))
         rows.append(("memory", gib(memory) if (memory := _memory(model)) else None))
         rows += [("warning", warning) for warning in model.plan.warnings]
@@ -160,8 +160,8 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
     if model.plan and model.plan.options:
         chosen = ", ".join(f"{key}={value}" for key, value in model.plan.options.items() if value is not None)
         facts.add_row("options", output.cell(chosen))
-    if model.pools:
-        parts += [Text(""), _pools(model)]
+    if model.engines:
+        parts += [Text(""), _engines(model)]
     if model.replicas:
         parts += [Text(""), _replicas(model, now)]
     if model.exclusions:
@@ -173,22 +173,22 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
 
 def _memory(model: ModelStatus) -> int | None:
     """Return what all engines together were planned with."""
-    if model.pools:
-        return sum(pool.footprint_bytes for pool in model.pools)
+    if model.engines:
+        return sum(engine.footprint_bytes for engine in model.engines)
     return model.plan.footprint_bytes if model.plan else None
 
 
-def _pools(model: ModelStatus) -> Table:
+def _engines(model: ModelStatus) -> Table:
     result = output.table("NODE", "BACKEND", "PHASE", "READY", "SLOTS", "MEMORY", "GPUS", folded=("NODE",))
-    for pool in model.pools:
+    for engine in model.engines:
         result.add_row(
-            output.cell(pool.node, "bold"),
-            output.cell(pool.backend.value),
-            output.phase(pool.phase),
-            output.cell(f"{pool.ready} of {pool.replicas}"),
-            output.cell(f"{pool.slots} x {pool.context}"),
-            output.cell(gib(pool.footprint_bytes)),
-            output.cell(", ".join(pool.gpus)),
+            output.cell(engine.node, "bold"),
+            output.cell(engine.backend.value),
+            output.phase(engine.phase),
+            output.cell("yes" if engine.ready else "no"),
+            output.cell(f"{engine.slots} x {engine.context}"),
+            output.cell(gib(engine.footprint_bytes)),
+            output.cell(", ".join(engine.gpus)),
         )
     return result
 

@@ -21,20 +21,20 @@ from xgen_ray.schema import (
     ScaleRequest,
     StatusReport,
 )
+from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings, name_of
 from xgen_ray.serving.placing import dry_run
-from xgen_ray.serving.pools import Pools
 from xgen_ray.serving.reports import model_status, plan_report
 from xgen_ray.serving.state import (
+    AppPhase,
     Event,
     ExclusionsLifted,
     LoadAsked,
     LookDone,
     Model,
-    PoolPhase,
     Replica,
     ReplicaReported,
     ScaleAsked,
@@ -59,14 +59,14 @@ class Control:
         self,
         settings: LoopSettings,
         base_url: str,
-        pools: Pools,
+        apps: Apps,
         fleet: FleetReader,
         make_hands: Callable[[Callable[[Event], None]], Hands],
     ) -> None:
         self._base_url = base_url
-        self._pools = pools
+        self._apps = apps
         self._fleet = fleet
-        self._loop = ControlLoop(settings, pools, make_hands)
+        self._loop = ControlLoop(settings, apps, make_hands)
 
     async def start(self) -> None:
         await self._loop.start()
@@ -113,15 +113,15 @@ class Control:
         """The engine's lines; of a model whose engine is dead, the last lines it printed."""
         model = self._model(name)
         patience_s = LOGS_PATIENCE_S if model.phase is Phase.READY else 0.0
-        running = [pool.pool for pool in model.live if pool.phase is not PoolPhase.PREPARING]
+        running = [app.name for app in model.live if app.phase is not AppPhase.PREPARING]
         pages = await asyncio.gather(
-            *(self._pools.logs(pool, after, limit, patience_s=patience_s) for pool in running)
+            *(self._apps.logs(app, after, limit, patience_s=patience_s) for app in running)
         )
         answers = [answer for page in pages for answer in page]
         if replica_id is not None:
             answers = [answer for answer in answers if answer[0] == replica_id]
             if not answers:
-                known = ", ".join(sorted(key for pool in model.live for key in pool.replicas)) or "none"
+                known = ", ".join(sorted(key for app in model.live for key in app.replicas)) or "none"
                 raise ModelNotFound(f"{name} has no running replica {replica_id!r}; running: {known}")
         if answers:
             found, lines, position = min(answers)
@@ -187,19 +187,19 @@ class Control:
 
     async def hear_doubts(self, replica_ids: frozenset[str]) -> None:
         """A router's requests failed on these replicas: each finds out whether its engine still computes."""
-        pools = [pool for model in self._loop.state.models.values() for pool in model.live]
-        doubted = [pool.pool for pool in pools if replica_ids & pool.replicas.keys()]
-        await asyncio.gather(*(self._pools.doubt(pool, replica_ids) for pool in doubted))
+        apps = [app for model in self._loop.state.models.values() for app in model.live]
+        doubted = [app.name for app in apps if replica_ids & app.replicas.keys()]
+        await asyncio.gather(*(self._apps.doubt(app, replica_ids) for app in doubted))
 
     async def hear_replica(
         self,
-        pool: str,
+        app: str,
         replica: Replica,
         failure: FailureReport | None,
         observations: tuple[Observation, ...],
     ) -> None:
         """A replica's own word."""
-        self._loop.post(ReplicaReported(pool, replica, failure, observations))
+        self._loop.post(ReplicaReported(app, replica, failure, observations))
 
     def _status_of(self, model: Model) -> ModelStatus:
         return model_status(model, self._base_url, self._loop.state.exclusions)

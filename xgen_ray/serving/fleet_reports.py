@@ -79,7 +79,7 @@ def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refu
     here = [
         model.name
         for model in control.models.values()
-        if any(pool.node_id == state.node.node_id for pool in model.live)
+        if any(app.node_id == state.node.node_id for app in model.live)
     ]
     return NodeReport(
         node=state.node.name,

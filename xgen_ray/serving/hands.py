@@ -17,28 +17,28 @@ from xgen_ray.errors import BadModelFile, NotReady, XgenRayError
 from xgen_ray.models import ModelFacts
 from xgen_ray.placement.types import Plan
 from xgen_ray.schema import Progress
+from xgen_ray.serving.apps import Apps, BuildEngine
 from xgen_ray.serving.leases import NoLease
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.nodes import Nodes
-from xgen_ray.serving.pools import BuildEngine, Pools
-from xgen_ray.serving.replica import PoolSpec
+from xgen_ray.serving.replica import AppSpec
 from xgen_ray.serving.state import (
+    App,
+    AppPrepared,
+    AppProgressed,
+    AppRefused,
+    AppsObserved,
+    AppStartFailed,
     Event,
     Look,
     LookDone,
     LookFailed,
     LookProgressed,
     NodesObserved,
-    Pool,
-    PoolPrepared,
-    PoolProgressed,
-    PoolRefused,
-    PoolsObserved,
-    PoolStartFailed,
-    PreparePool,
+    PrepareApp,
     ReplicaReported,
-    StartPool,
-    StopPool,
+    StartApp,
+    StopApp,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,37 +52,37 @@ FETCH_POLL_S: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """What every pool is started with. ``app`` and ``deployment`` name control, for replicas to report to;
-    ``drain_s`` bounds the wait for running requests when a pool is stopped.
+class AppSettings:
+    """What every app is started with. Its replica reports to ``control_deployment`` of ``control_app``;
+    ``drain_s`` bounds the wait for running requests when an app is stopped.
     """
 
-    app: str
-    deployment: str
+    control_app: str
+    control_deployment: str
     cache_dir: Path
     drain_s: float
 
 
 class Hands:
-    """Carries out looks and what concerns pools; ``post`` takes the events that come of it.
+    """Carries out looks and what concerns apps; ``post`` takes the events that come of it.
 
-    Everything about one pool happens in the order in which it was asked for.
+    Everything about one app happens in the order in which it was asked for.
     """
 
     def __init__(
         self,
-        settings: PoolSettings,
+        settings: AppSettings,
         build_engine: BuildEngine,
         fleet: FleetReader,
         nodes: Nodes,
-        pools: Pools,
+        apps: Apps,
         post: Callable[[Event], None],
     ) -> None:
         self._settings = settings
         self._build_engine = build_engine
         self._fleet = fleet
         self._nodes = nodes
-        self._pools = pools
+        self._apps = apps
         self._post = post
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._looks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -111,36 +111,36 @@ class Hands:
         if (work := self._looks.get((name, attempt))) is not None:
             work.cancel()
 
-    async def prepare(self, effect: PreparePool) -> None:
-        pool, node_id = effect.pool, effect.node_id
-        with _listed(self._preparing, pool):
-            async with self._locks[pool]:
+    async def prepare(self, effect: PrepareApp) -> None:
+        app, node_id = effect.app, effect.node_id
+        with _listed(self._preparing, app):
+            async with self._locks[app]:
                 try:
-                    answer = await self._nodes.reserve(node_id, pool, effect.name, effect.plans, LEASE_TTL_S)
+                    answer = await self._nodes.reserve(node_id, app, effect.name, (effect.plan,), LEASE_TTL_S)
                     if isinstance(answer, NoLease):
                         raise NotReady(answer.message)
-                    plans = await self._with_files(effect, await self._fetch(effect))
+                    plan = await self._with_files(effect, await self._fetch(effect))
                 except NotReady as error:
-                    self._post(PoolRefused(pool, error, again=True, at=time.time()))
+                    self._post(AppRefused(app, error, again=True, at=time.time()))
                 except XgenRayError as error:
-                    self._post(PoolRefused(pool, error, again=False, at=time.time()))
-                except Exception as error:  # one odd pool must not take control down
-                    logger.exception("preparing a pool failed: pool=%s", pool)
+                    self._post(AppRefused(app, error, again=False, at=time.time()))
+                except Exception as error:  # one odd app must not take control down
+                    logger.exception("preparing an app failed: app=%s", app)
                     told = f"preparing {effect.name} failed: {type(error).__name__}: {error}"
-                    self._post(PoolRefused(pool, XgenRayError(told), again=False, at=time.time()))
+                    self._post(AppRefused(app, XgenRayError(told), again=False, at=time.time()))
                 else:
-                    self._post(PoolPrepared(pool, plans, time.time()))
+                    self._post(AppPrepared(app, plan, time.time()))
 
-    async def _fetch(self, effect: PreparePool) -> ModelFacts:
-        """The facts of the model's files on the pool's node, once they are there."""
-        ticket, model = effect.pool, effect.request.model
+    async def _fetch(self, effect: PrepareApp) -> ModelFacts:
+        """The facts of the model's files on the app's node, once they are there."""
+        ticket, model = effect.app, effect.request.model
         reported: Progress | None = None
         state = await self._nodes.fetch(effect.node_id, model, ticket)
         try:
             while not state.is_over:
                 if state.progress is not None and state.progress != reported:
                     reported = state.progress
-                    self._post(PoolProgressed(effect.pool, reported))
+                    self._post(AppProgressed(effect.app, reported))
                 await asyncio.sleep(FETCH_POLL_S)
                 # An owner that started anew knows nothing of it: asking again goes on where it was.
                 answer = await self._nodes.fetch_progress(effect.node_id, ticket)
@@ -159,87 +159,86 @@ class Hands:
         except NotReady:
             logger.info("a fetch was not ended, its owner is away: ticket=%s", ticket)
 
-    async def _with_files(self, effect: PreparePool, facts: ModelFacts) -> tuple[Plan, ...]:
-        """The plans with the files as their node has them; the leases as well."""
-        planned = effect.plans[0].facts
+    async def _with_files(self, effect: PrepareApp, facts: ModelFacts) -> Plan:
+        """The plan with the files as its node has them; the lease as well."""
+        planned = effect.plan.facts
         if facts == planned:
-            return effect.plans
+            return effect.plan
         if facts.weight_bytes != planned.weight_bytes:
             raise BadModelFile(
                 f"{effect.request.model} is another file on the node it was to run on: {facts.weight_bytes} "
                 f"bytes of weights, {planned.weight_bytes} were planned with; put the same file on all nodes",
                 facts.path,
             )
-        plans = tuple(replace(plan, facts=facts) for plan in effect.plans)
-        await self._nodes.relocate(effect.node_id, effect.pool, facts)
-        return plans
+        await self._nodes.relocate(effect.node_id, effect.app, facts)
+        return replace(effect.plan, facts=facts)
 
-    async def start(self, effect: StartPool) -> None:
+    async def start(self, effect: StartApp) -> None:
         settings = self._settings
-        spec = PoolSpec(
-            pool=effect.pool,
+        spec = AppSpec(
+            app=effect.app,
             model=effect.name,
             node_id=effect.node_id,
             node=effect.node,
             cache_dir=str(settings.cache_dir),
-            control_app=settings.app,
-            control_deployment=settings.deployment,
+            control_app=settings.control_app,
+            control_deployment=settings.control_deployment,
             drain_s=settings.drain_s,
         )
-        async with self._locks[effect.pool]:
+        async with self._locks[effect.app]:
             try:
-                await self._pools.start(effect.pool, lambda: self._build_engine(spec, effect.replicas))
-            except Exception as error:  # whatever Ray raises: one pool must not take control down
-                logger.exception("starting a pool failed: pool=%s", effect.pool)
+                await self._apps.start(effect.app, lambda: self._build_engine(spec))
+            except Exception as error:  # whatever Ray raises: one app must not take control down
+                logger.exception("starting an app failed: app=%s", effect.app)
                 message = f"Ray Serve did not take the application: {error}"
-                self._post(PoolStartFailed(effect.pool, message, time.time()))
+                self._post(AppStartFailed(effect.app, message, time.time()))
 
-    async def stop(self, effect: StopPool) -> None:
+    async def stop(self, effect: StopApp) -> None:
         # Waits for a start under way: a stop that overtook it would stop nothing.
-        if (preparing := self._preparing.get(effect.pool)) is not None:
+        if (preparing := self._preparing.get(effect.app)) is not None:
             preparing.cancel()
-        async with self._locks[effect.pool]:
+        async with self._locks[effect.app]:
             try:
-                await self._pools.stop(effect.pool)
+                await self._apps.stop(effect.app)
             except (RayServeException, RayError) as error:
-                # The next look at the pools will see it, and the stop is asked for again.
-                logger.warning("stopping a pool failed: pool=%s error=%s", effect.pool, error)
+                # The next look at the apps will see it, and the stop is asked for again.
+                logger.warning("stopping an app failed: app=%s error=%s", effect.app, error)
             if effect.node_id is None:
                 return
             try:
-                await self._nodes.release(effect.node_id, effect.pool)
+                await self._nodes.release(effect.node_id, effect.app)
             except NotReady as error:
                 # Its leases end by themselves, since nobody renews them.
-                logger.info("leases not given back: pool=%s reason=%s", effect.pool, error)
+                logger.info("leases not given back: app=%s reason=%s", effect.app, error)
 
-    async def observe(self, pools: Sequence[Pool]) -> None:
-        """Looks at Serve and at the nodes, and keeps the leases of ``pools``."""
+    async def observe(self, apps: Sequence[App]) -> None:
+        """Looks at Serve and at the nodes, and keeps the leases of ``apps``."""
         at = time.time()
         try:
             self._post(NodesObserved(await self._nodes.alive(), at))
-            seen = await self._pools.look()
+            seen = await self._apps.look()
         except (NotReady, RayServeException, RayError) as error:
             logger.warning("the cluster does not answer: %s", error)
             return
-        for pool, replicas in seen.replicas.items():
+        for app, replicas in seen.replicas.items():
             for replica in replicas:
-                self._post(ReplicaReported(pool, replica))
+                self._post(ReplicaReported(app, replica))
         alive = {
-            pool: frozenset(replica.status.replica_id for replica in replicas)
-            for pool, replicas in seen.replicas.items()
+            app: frozenset(replica.status.replica_id for replica in replicas)
+            for app, replicas in seen.replicas.items()
         }
-        for pool in self._locks.keys() - seen.states.keys():
-            if not self._locks[pool].locked():
-                del self._locks[pool]
-        self._post(PoolsObserved(seen.states, seen.messages, alive, at))
+        for app in self._locks.keys() - seen.states.keys():
+            if not self._locks[app].locked():
+                del self._locks[app]
+        self._post(AppsObserved(seen.states, seen.messages, alive, at))
         if time.monotonic() - self._renewed_at > RENEW_EVERY_S:
             self._renewed_at = time.monotonic()
-            await self._renew(pools)
+            await self._renew(apps)
 
-    async def _renew(self, pools: Sequence[Pool]) -> None:
+    async def _renew(self, apps: Sequence[App]) -> None:
         by_node: dict[str, set[str]] = defaultdict(set)
-        for pool in pools:
-            by_node[pool.node_id].add(pool.pool)
+        for app in apps:
+            by_node[app.node_id].add(app.name)
 
         async def renew(node_id: str, names: set[str]) -> None:
             try:

@@ -8,7 +8,7 @@ from typing import Final
 
 from xgen_ray.process.types import FailureClass
 
-# Not an engine's failure: the replica found no lease of its pool on the node.
+# Not an engine's failure: the replica found no lease of its app on the node.
 NO_LEASE: Final = "no_lease"
 # Deaths that lie further back than this say nothing about the next start.
 WINDOW_S: Final = 600.0

@@ -60,7 +60,7 @@ class LeaseJournal:
         self._take_lock(wait_s)
 
     def read(self, now: float, grace_s: float) -> Book:
-        """The book as its last owner left it. Leases whose holder is gone are their pool's again; what nobody
+        """The book as its last owner left it. Leases whose holder is gone are their app's again; what nobody
         holds lasts ``grace_s`` at least, as renewals are not written down.
 
         A file that cannot be read is set aside, and said so in the log.
@@ -80,7 +80,7 @@ class LeaseJournal:
                 logger.info("lease of an earlier boot dropped: lease=%s", entry.lease.lease_id)
             else:
                 self._saved[entry.lease.lease_id] = entry.lease
-        book = renew(Book(dict(self._saved)), {one.pool for one in self._saved.values()}, now + grace_s)
+        book = renew(Book(dict(self._saved)), {one.app for one in self._saved.values()}, now + grace_s)
         for lease in self._saved.values():
             if lease.state is not LeaseState.RESERVED and not is_held(lease):
                 book = holder_died(book, lease.lease_id, now, grace_s)

@@ -3,7 +3,7 @@
     reserve ─► RESERVED ──claim──► HELD ──settle──► SETTLED
                   ▲ │                │                 │
                   │ └─ expire        └── holder died ──┤
-                  └────────────────────────────────────┘   or gone, if its pool was released
+                  └────────────────────────────────────┘   or gone, if its app was released
 
 A lease that is reserved or held counts in full. A settled one is in the live figures, but for the RAM that
 a model has mapped from its file and may lose to nobody.
@@ -63,13 +63,13 @@ class EngineUse:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Memory of this node for one replica of a pool, as its plan counted it.
+    """Memory of this node for one replica of an app, as its plan counted it.
 
     ``expires_at`` binds a reserved lease only: one that is held lasts as long as its holder. A ``released``
-    lease ends with its holder instead of going back to its pool. ``use`` is known of a settled one.
+    lease ends with its holder instead of going back to its app. ``use`` is known of a settled one.
     """
 
-    pool: str
+    app: str
     number: int
     model: str
     plan: Plan
@@ -83,7 +83,7 @@ class Lease:
 
     @property
     def lease_id(self) -> str:
-        return f"{self.pool}.{self.number}"
+        return f"{self.app}.{self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ class Book:
 
     leases: Mapping[str, Lease] = field(default_factory=dict)
 
-    def of(self, pool: str) -> tuple[Lease, ...]:
-        """The pool's leases, in order."""
-        found = (lease for lease in self.leases.values() if lease.pool == pool)
+    def of(self, app: str) -> tuple[Lease, ...]:
+        """The app's leases, in order."""
+        found = (lease for lease in self.leases.values() if lease.app == app)
         return tuple(sorted(found, key=lambda lease: lease.number))
 
     def held_by(self, replica_id: str) -> Lease | None:
@@ -123,49 +123,47 @@ class Ground:
 
 
 def reserve(
-    book: Book, ground: Ground, pool: str, model: str, plans: Sequence[Plan], *, now: float, expires_at: float
+    book: Book, ground: Ground, app: str, model: str, plans: Sequence[Plan], *, now: float, expires_at: float
 ) -> Book | NoLease:
-    """One lease per plan, all of them or none. The n-th plan is the pool's n-th lease.
+    """One lease per plan, all of them or none. The n-th plan is the app's n-th lease.
 
     Asking again with the same plans gives the same leases, held or not, and adds those that have ended.
     """
     book = expire(book, now)
     missing: list[Lease] = []
     for number, plan in enumerate(plans):
-        lease = Lease(pool, number, model, plan, claims_of(plan), threads_of(plan), expires_at)
+        lease = Lease(app, number, model, plan, claims_of(plan), threads_of(plan), expires_at)
         known = book.leases.get(lease.lease_id)
         if known is None:
             missing.append(lease)
         elif known.released:
-            return NoLease(f"{pool} was released on this node; its replicas are still ending")
+            return NoLease(f"{app} was released on this node; its replicas are still ending")
         elif known.plan != plan:
             return NoLease(
-                f"{pool} has a lease {known.number} on this node with another plan; release it first"
+                f"{app} has a lease {known.number} on this node with another plan; release it first"
             )
     for lease in missing:
         if shortage := _shortage(book, ground, lease) or _crowding(book, ground, lease):
             return NoLease(f"{model}: {shortage}")
         book = _with(book, lease)
-    return renew(book, (pool,), expires_at)
+    return renew(book, (app,), expires_at)
 
 
-def claim(book: Book, pool: str, holder: Holder) -> tuple[Book, Lease] | NoLease:
-    """One free lease of ``pool`` for ``holder``; the same one if it asks again."""
+def claim(book: Book, app: str, holder: Holder) -> tuple[Book, Lease] | NoLease:
+    """One free lease of ``app`` for ``holder``; the same one if it asks again."""
     mine = book.held_by(holder.replica_id)
-    if mine is not None and mine.holder == holder and mine.pool == pool:
+    if mine is not None and mine.holder == holder and mine.app == app:
         return book, mine
-    leases = book.of(pool)
+    leases = book.of(app)
     for lease in leases:
         if lease.state is LeaseState.RESERVED:
             held = replace(lease, state=LeaseState.HELD, holder=holder, use=None)
             return _with(book, held), held
     if not leases:
-        return NoLease(
-            f"{pool} has no lease on this node: it was never reserved, was released or has expired"
-        )
+        return NoLease(f"{app} has no lease on this node: it was never reserved, was released or has expired")
     names = ", ".join(sorted(lease.holder.replica_id for lease in leases if lease.holder))
     return NoLease(
-        f"{pool} has no free lease on this node: {len(leases)} of {len(leases)} are held, by {names}"
+        f"{app} has no free lease on this node: {len(leases)} of {len(leases)} are held, by {names}"
     )
 
 
@@ -178,7 +176,7 @@ def settle(book: Book, lease_id: str, use: EngineUse) -> Book:
 
 
 def holder_died(book: Book, lease_id: str, now: float, grace_s: float = RESTART_GRACE_S) -> Book:
-    """The lease is its pool's again, for the replica that Serve starts next; at least for ``grace_s``, since
+    """The lease is its app's again, for the replica that Serve starts next; at least for ``grace_s``, since
     nobody may have asked for it anew while it was held.
     """
     lease = book.leases.get(lease_id)
@@ -191,32 +189,32 @@ def holder_died(book: Book, lease_id: str, now: float, grace_s: float = RESTART_
     return _with(book, back)
 
 
-def renew(book: Book, pools: Collection[str], expires_at: float) -> Book:
-    """Control still wants these pools: their leases last until ``expires_at`` at least."""
+def renew(book: Book, apps: Collection[str], expires_at: float) -> Book:
+    """Control still wants these apps: their leases last until ``expires_at`` at least."""
     leases = {
         lease_id: replace(lease, expires_at=max(lease.expires_at, expires_at))
-        if lease.pool in pools and not lease.released
+        if lease.app in apps and not lease.released
         else lease
         for lease_id, lease in book.leases.items()
     }
     return Book(leases)
 
 
-def relocate(book: Book, pool: str, facts: ModelFacts) -> Book:
-    """The pool's plans with the model's files where they are on this node. What was claimed stays."""
+def relocate(book: Book, app: str, facts: ModelFacts) -> Book:
+    """The app's plans with the model's files where they are on this node. What was claimed stays."""
     leases = {
-        lease_id: replace(lease, plan=replace(lease.plan, facts=facts)) if lease.pool == pool else lease
+        lease_id: replace(lease, plan=replace(lease.plan, facts=facts)) if lease.app == app else lease
         for lease_id, lease in book.leases.items()
     }
     return Book(leases)
 
 
-def release(book: Book, pool: str) -> Book:
-    """Nobody wants the pool any more. Memory that a replica still has stays leased until it is gone."""
+def release(book: Book, app: str) -> Book:
+    """Nobody wants the app any more. Memory that a replica still has stays leased until it is gone."""
     leases = {
-        lease_id: replace(lease, released=True) if lease.pool == pool else lease
+        lease_id: replace(lease, released=True) if lease.app == app else lease
         for lease_id, lease in book.leases.items()
-        if lease.pool != pool or lease.state is not LeaseState.RESERVED
+        if lease.app != app or lease.state is not LeaseState.RESERVED
     }
     return Book(leases)
 

@@ -12,12 +12,14 @@ from typing import Any, assert_never
 from xgen_ray.errors import XgenRayError
 from xgen_ray.models import default_name, parse_source
 from xgen_ray.schema import LoadRequest, Phase
+from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.machine import step
-from xgen_ray.serving.pools import Pools
 from xgen_ray.serving.registry import Registry
 from xgen_ray.serving.state import (
     Answer,
+    App,
+    AppPhase,
     CancelLook,
     ControlState,
     Effect,
@@ -26,15 +28,13 @@ from xgen_ray.serving.state import (
     Look,
     LookDone,
     LookFailed,
-    Pool,
-    PoolPhase,
-    PreparePool,
+    PrepareApp,
     Publish,
     Remember,
     RememberLessons,
     Restored,
-    StartPool,
-    StopPool,
+    StartApp,
+    StopApp,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,13 +60,13 @@ class ControlLoop:
     def __init__(
         self,
         settings: LoopSettings,
-        pools: Pools,
+        apps: Apps,
         make_hands: Callable[[Callable[[Event], None]], Hands],
     ) -> None:
         self.state = ControlState()
         self.table_changed = asyncio.Event()
         self._settings = settings
-        self._pools = pools
+        self._apps = apps
         self._hands = make_hands(self.post)
         self._registry = Registry(settings.state_dir / "models.db")
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -80,11 +80,11 @@ class ControlLoop:
         for sentence in unreadable:
             logger.error("registry: %s", sentence)
         exclusions, observations = self._registry.lessons()
-        seen = await self._pools.look()
+        seen = await self._apps.look()
         restored = Restored(
             records=records,
             declared={name_of(request): request for request in self._settings.declared},
-            pools=seen.states,
+            apps=seen.states,
             epoch=uuid.uuid4().hex[:8],
             at=time.time(),
             exclusions=exclusions,
@@ -163,11 +163,11 @@ class ControlLoop:
                 self._spawn(self._hands.look(effect))
             case CancelLook(name=name, attempt=attempt):
                 self._hands.cancel_look(name, attempt)
-            case PreparePool():
+            case PrepareApp():
                 self._spawn(self._hands.prepare(effect))
-            case StartPool():
+            case StartApp():
                 self._spawn(self._hands.start(effect))
-            case StopPool():
+            case StopApp():
                 self._spawn(self._hands.stop(effect))
             case Publish():
                 self.table_changed.set()
@@ -190,13 +190,13 @@ class ControlLoop:
     async def _keep_watch(self) -> None:
         while True:
             models = self.state.models.values()
-            wanted: list[Pool] = [pool for model in models for pool in model.live]
+            wanted: list[App] = [app for model in models for app in model.live]
             await self._hands.observe(wanted)
             steady = (Phase.READY, Phase.FAILED, Phase.SLEEPING)
-            busy = self.state.stray_pools or any(
+            busy = self.state.stray_apps or any(
                 model.phase not in steady
                 or model.looking
-                or any(pool.phase is not PoolPhase.SERVING for pool in model.pools.values())
+                or any(app.phase is not AppPhase.SERVING for app in model.apps.values())
                 for model in self.state.models.values()
             )
             await asyncio.sleep(WATCH_BUSY_S if busy else WATCH_IDLE_S)

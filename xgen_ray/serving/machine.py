@@ -8,8 +8,8 @@ every caller is answered once.
 from typing import assert_never
 
 from xgen_ray.serving.placing import (
+    hear_app_progress,
     hear_look_failed,
-    hear_pool_progress,
     hear_prepared,
     hear_progress,
     hear_refused,
@@ -19,6 +19,11 @@ from xgen_ray.serving.placing import (
 from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
 from xgen_ray.serving.sizing import follow_load, hear_scale, hear_wake
 from xgen_ray.serving.state import (
+    AppPrepared,
+    AppProgressed,
+    AppRefused,
+    AppsObserved,
+    AppStartFailed,
     ControlState,
     Effect,
     Event,
@@ -28,11 +33,6 @@ from xgen_ray.serving.state import (
     LookFailed,
     LookProgressed,
     NodesObserved,
-    PoolPrepared,
-    PoolProgressed,
-    PoolRefused,
-    PoolsObserved,
-    PoolStartFailed,
     ReplicaReported,
     Restored,
     ScaleAsked,
@@ -67,17 +67,17 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901  # one line a kind o
             place(turn, event)
         case LookFailed():
             hear_look_failed(turn, event)
-        case PoolProgressed():
-            hear_pool_progress(turn, event)
-        case PoolPrepared():
+        case AppProgressed():
+            hear_app_progress(turn, event)
+        case AppPrepared():
             hear_prepared(turn, event)
-        case PoolRefused():
+        case AppRefused():
             hear_refused(turn, event)
-        case PoolStartFailed():
+        case AppStartFailed():
             hear_start_failed(turn, event)
         case ReplicaReported():
             hear_replica(turn, event)
-        case PoolsObserved():
+        case AppsObserved():
             observe(turn, event)
             follow_load(turn, event.at)
         case NodesObserved():

@@ -133,7 +133,7 @@ class NodeOwner:
         )
 
     async def reserve(
-        self, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
+        self, app: str, model: str, plans: Sequence[Plan], ttl_s: float
     ) -> tuple[LeaseFacts, ...] | NoLease:
         """One lease per plan for ``ttl_s``, checked against what is free now; all of them, or none and why.
 
@@ -144,38 +144,38 @@ class NodeOwner:
         self._sweep()
         now = self._clock()
         book = leases.reserve(
-            self._book, Ground(snapshot, usage), pool, model, plans, now=now, expires_at=now + ttl_s
+            self._book, Ground(snapshot, usage), app, model, plans, now=now, expires_at=now + ttl_s
         )
         if isinstance(book, NoLease):
-            logger.info("lease refused: pool=%s reason=%s", pool, book.message)
+            logger.info("lease refused: app=%s reason=%s", app, book.message)
             return book
         self._promise(book)
-        return tuple(lease_facts(lease, now) for lease in book.of(pool))
+        return tuple(lease_facts(lease, now) for lease in book.of(app))
 
-    async def renew(self, pools: Collection[str], ttl_s: float) -> frozenset[str]:
-        """Control still wants ``pools``. Returns those that have leases here."""
+    async def renew(self, apps: Collection[str], ttl_s: float) -> frozenset[str]:
+        """Control still wants ``apps``. Returns those that have leases here."""
         self._sweep()
-        self._keep(leases.renew(self._book, pools, self._clock() + ttl_s))
-        return frozenset(lease.pool for lease in self._book.leases.values() if lease.pool in pools)
+        self._keep(leases.renew(self._book, apps, self._clock() + ttl_s))
+        return frozenset(lease.app for lease in self._book.leases.values() if lease.app in apps)
 
-    async def release(self, pool: str) -> None:
-        """Nobody wants ``pool`` any more; what its replicas hold is free once they are gone."""
+    async def release(self, app: str) -> None:
+        """Nobody wants ``app`` any more; what its replicas hold is free once they are gone."""
         self._sweep()
-        self._keep(leases.release(self._book, pool))
+        self._keep(leases.release(self._book, app))
 
-    async def relocate(self, pool: str, facts: ModelFacts) -> None:
-        """The files of ``pool``'s model are here: replicas that claim from now on are told where."""
+    async def relocate(self, app: str, facts: ModelFacts) -> None:
+        """The files of ``app``'s model are here: replicas that claim from now on are told where."""
         self._sweep()
-        self._keep(leases.relocate(self._book, pool, facts))
+        self._keep(leases.relocate(self._book, app, facts))
 
-    async def claim(self, pool: str, replica_id: str, pid: int) -> Lease | NoLease:
-        """A lease of ``pool`` for the replica whose process is ``pid``, until that process is gone."""
+    async def claim(self, app: str, replica_id: str, pid: int) -> Lease | NoLease:
+        """A lease of ``app`` for the replica whose process is ``pid``, until that process is gone."""
         usage = await self._usage.read()
         self._sweep()
         started = process_start(pid)
         if started is None:
             return NoLease(f"replica {replica_id} has no process {pid} on node {self._node.name}")
-        answer = leases.claim(self._book, pool, Holder(replica_id, pid, started))
+        answer = leases.claim(self._book, app, Holder(replica_id, pid, started))
         if isinstance(answer, NoLease):
             return answer
         book, lease = answer

@@ -43,7 +43,7 @@ class LeaseFacts:
     """A lease without its plan. ``expires_in_s`` is None while somebody holds it."""
 
     lease_id: str
-    pool: str
+    app: str
     number: int
     model: str
     backend: Backend
@@ -88,7 +88,7 @@ def lease_facts(lease: Lease, now: float) -> LeaseFacts:
     holder = lease.holder
     return LeaseFacts(
         lease_id=lease.lease_id,
-        pool=lease.pool,
+        app=lease.app,
         number=lease.number,
         model=lease.model,
         backend=lease.plan.backend,

@@ -105,22 +105,22 @@ class Nodes:
         return {node.node_id: node.name for node in alive}
 
     async def reserve(
-        self, node_id: str, pool: str, model: str, plans: Sequence[Plan], ttl_s: float
+        self, node_id: str, app: str, model: str, plans: Sequence[Plan], ttl_s: float
     ) -> tuple[LeaseFacts, ...] | NoLease:
         answer: tuple[LeaseFacts, ...] | NoLease = await self._ask(
-            node_id, "reserve", pool, model, tuple(plans), ttl_s
+            node_id, "reserve", app, model, tuple(plans), ttl_s
         )
         return answer
 
-    async def renew(self, node_id: str, pools: Collection[str], ttl_s: float) -> frozenset[str]:
-        answer: frozenset[str] = await self._ask(node_id, "renew", frozenset(pools), ttl_s)
+    async def renew(self, node_id: str, apps: Collection[str], ttl_s: float) -> frozenset[str]:
+        answer: frozenset[str] = await self._ask(node_id, "renew", frozenset(apps), ttl_s)
         return answer
 
-    async def relocate(self, node_id: str, pool: str, facts: ModelFacts) -> None:
-        await self._ask(node_id, "relocate", pool, facts)
+    async def relocate(self, node_id: str, app: str, facts: ModelFacts) -> None:
+        await self._ask(node_id, "relocate", app, facts)
 
-    async def release(self, node_id: str, pool: str) -> None:
-        await self._ask(node_id, "release", pool)
+    async def release(self, node_id: str, app: str) -> None:
+        await self._ask(node_id, "release", app)
 
     async def has_source(self, node_id: str, model: str) -> bool:
         answer: bool = await self._ask(node_id, "has_source", model)
@@ -210,8 +210,8 @@ class OwnerLink:
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
 
-    async def claim(self, pool: str, replica_id: str, pid: int) -> Lease | NoLease:
-        answer: Lease | NoLease = await self._ask("claim", pool, replica_id, pid)
+    async def claim(self, app: str, replica_id: str, pid: int) -> Lease | NoLease:
+        answer: Lease | NoLease = await self._ask("claim", app, replica_id, pid)
         return answer
 
     async def settle(self, lease_id: str, engine_pid: int) -> Settled:

@@ -1,4 +1,4 @@
-"""From a model's facts and the fleet to pools: the plan, the leases on its nodes, the start."""
+"""From a model's facts and the fleet to apps: the plan, the leases on their nodes, the start."""
 
 from dataclasses import replace
 
@@ -17,20 +17,20 @@ from xgen_ray.placement.types import EngineOptions
 from xgen_ray.schema import LoadRequest, Origin, Phase
 from xgen_ray.serving.sizing import can_sleep, doze
 from xgen_ray.serving.state import (
+    App,
+    AppPhase,
+    AppPrepared,
+    AppProgressed,
+    AppRefused,
+    AppStartFailed,
     ControlState,
     LookDone,
     LookFailed,
     LookProgressed,
     Model,
-    Pool,
-    PoolPhase,
-    PoolPrepared,
-    PoolProgressed,
-    PoolRefused,
-    PoolStartFailed,
-    PreparePool,
-    StartPool,
-    StopPool,
+    PrepareApp,
+    StartApp,
+    StopApp,
 )
 from xgen_ray.serving.turn import Turn, fail, retry_pause
 from xgen_ray.serving.wishes import leave, missing_replicas, new_model
@@ -138,11 +138,11 @@ def idle_models(turn: Turn, node_id: str, at: float, *, besides: str) -> tuple[I
             continue
         busy = any(
             (replica.status.running or 0) + (replica.status.waiting or 0) > 0
-            for pool in model.live
-            for replica in pool.replicas.values()
+            for app in model.live
+            for replica in app.replicas.values()
         )
         idle_s = at - max(turn.used.get(model.name, 0.0), model.since)
-        plans = [plan for pool in model.live if pool.node_id == node_id for plan in pool.plans]
+        plans = [app.plan for app in model.live if app.node_id == node_id]
         if busy or idle_s < IDLE_S or not plans:
             continue
         claims = tuple(claim for plan in plans for claim in claims_of(plan))
@@ -210,24 +210,24 @@ def _start_preparing(turn: Turn, model: Model, decision: FleetPlan, event: LookD
     at = event.at
     snapshots = {view.node_id: view.snapshot for view in event.fleet.nodes}
     # One for each replica: an application is stopped as a whole, and what has grown must be able to shrink.
-    pools = [
-        Pool(
-            pool=turn.new_pool_name(model.name),
+    apps = [
+        App(
+            name=turn.new_app_name(model.name),
             node_id=one.node_id,
             node=one.node,
             node_kind=node_kind(snapshots[one.node_id], one.plan.backend),
-            plans=(one.plan,),
-            phase=PoolPhase.PREPARING,
+            plan=one.plan,
+            phase=AppPhase.PREPARING,
             since=at,
             why=one.why,
         )
         for one in decision.assignments
     ]
-    words = "; ".join(f"{pool.backend.value} on {pool.node}: {pool.why}" for pool in pools)
+    words = "; ".join(f"{app.backend.value} on {app.node}: {app.why}" for app in apps)
     short = decision.missing > 0
     model = replace(
         model,
-        pools={**model.pools, **{pool.pool: pool for pool in pools}},
+        apps={**model.apps, **{app.name: app for app in apps}},
         verdicts=decision.nodes,
         refusal=None,
         last_rung=None,
@@ -238,46 +238,44 @@ def _start_preparing(turn: Turn, model: Model, decision: FleetPlan, event: LookD
         model = replace(model, reason=f"preparing {words}", progress=None)
     turn.put(model)
     turn.remember(model)
-    turn.effects += [
-        PreparePool(pool.pool, model.name, pool.node_id, model.request, pool.plans) for pool in pools
-    ]
+    turn.effects += [PrepareApp(app.name, model.name, app.node_id, model.request, app.plan) for app in apps]
 
 
-def hear_pool_progress(turn: Turn, event: PoolProgressed) -> None:
-    found = turn.owner(event.pool)
-    if found is not None and found[1].phase is PoolPhase.PREPARING:
-        model = turn.put_pool(found[0], replace(found[1], progress=event.progress))
+def hear_app_progress(turn: Turn, event: AppProgressed) -> None:
+    found = turn.owner(event.app)
+    if found is not None and found[1].phase is AppPhase.PREPARING:
+        model = turn.put_app(found[0], replace(found[1], progress=event.progress))
         if model.phase is not Phase.READY:
             turn.put(replace(model, progress=event.progress, reason=event.progress.message))
 
 
-def hear_prepared(turn: Turn, event: PoolPrepared) -> None:
-    found = turn.owner(event.pool)
+def hear_prepared(turn: Turn, event: AppPrepared) -> None:
+    found = turn.owner(event.app)
     if found is None:
-        # Stopped in the meantime: the stop gives the leases back.
+        # Stopped in the meantime: the stop gives the lease back.
         return
-    model, pool = found
-    if pool.phase is not PoolPhase.PREPARING:
+    model, app = found
+    if app.phase is not AppPhase.PREPARING:
         return
-    pool = replace(pool, plans=event.plans, phase=PoolPhase.STARTING, since=event.at, progress=None)
-    model = turn.put_pool(model, pool)
+    app = replace(app, plan=event.plan, phase=AppPhase.STARTING, since=event.at, progress=None)
+    model = turn.put_app(model, app)
     if model.phase is Phase.RESOLVING:
         phase = Phase.RECOVERING if model.proven else Phase.LOADING
         model = replace(model, phase=phase, since=event.at, progress=None)
     if model.phase in (Phase.LOADING, Phase.RECOVERING):
-        reason = f"starting {pool.backend.value} on {pool.node}: {pool.why}"
+        reason = f"starting {app.backend.value} on {app.node}: {app.why}"
         model = turn.put(replace(model, reason=reason))
     turn.remember(model)
-    turn.effects.append(StartPool(pool.pool, model.name, pool.node_id, pool.node, len(pool.plans)))
+    turn.effects.append(StartApp(app.name, model.name, app.node_id, app.node))
 
 
-def hear_refused(turn: Turn, event: PoolRefused) -> None:
-    found = turn.owner(event.pool)
-    if found is None or found[1].phase is not PoolPhase.PREPARING:
+def hear_refused(turn: Turn, event: AppRefused) -> None:
+    found = turn.owner(event.app)
+    if found is None or found[1].phase is not AppPhase.PREPARING:
         return
-    model, pool = found
-    turn.effects.append(StopPool(pool.pool, pool.node_id))
-    model = turn.drop_pool(model, pool.pool)
+    model, app = found
+    turn.effects.append(StopApp(app.name, app.node_id))
+    model = turn.drop_app(model, app.name)
     if event.again and model.setbacks < MAX_REFUSED:
         model = turn.put(replace(model, setbacks=model.setbacks + 1))
         turn.seek(model, event.at, f"planning again: {event.error}")
@@ -285,10 +283,10 @@ def hear_refused(turn: Turn, event: PoolRefused) -> None:
         fall_short(turn, model, event.error, event.at)
 
 
-def hear_start_failed(turn: Turn, event: PoolStartFailed) -> None:
-    found = turn.owner(event.pool)
-    if found is None or found[1].phase is PoolPhase.STOPPING:
+def hear_start_failed(turn: Turn, event: AppStartFailed) -> None:
+    found = turn.owner(event.app)
+    if found is None or found[1].phase is AppPhase.STOPPING:
         return
-    model, pool = found
-    turn.effects.append(StopPool(pool.pool, pool.node_id))
-    fall_short(turn, turn.drop_pool(model, pool.pool), EngineFailed(event.message), event.at)
+    model, app = found
+    turn.effects.append(StopApp(app.name, app.node_id))
+    fall_short(turn, turn.drop_app(model, app.name), EngineFailed(event.message), event.at)

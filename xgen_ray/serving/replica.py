@@ -33,10 +33,10 @@ CLAIM_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSpec:
-    """What every replica of a pool is started with. ``drain_s`` bounds the wait for running requests."""
+class AppSpec:
+    """What every replica of an app is started with. ``drain_s`` bounds the wait for running requests."""
 
-    pool: str
+    app: str
     model: str
     node_id: str
     node: str
@@ -47,14 +47,14 @@ class PoolSpec:
 
 
 class EngineReplica:
-    """Takes one of the pool's leases, starts the engine of its plan, reports to control, and dies with it.
+    """Takes one of the app's leases, starts the engine of its plan, reports to control, and dies with it.
 
     A dead engine takes the actor along: Serve starts another, and a half-alive replica never exists. The
     actor is there from the first moment, so that its log can be read while the engine loads.
     ``engine_env`` is this node's environment, as far as engines may see it.
     """
 
-    def __init__(self, spec: PoolSpec, engine_env: Mapping[str, str]) -> None:
+    def __init__(self, spec: AppSpec, engine_env: Mapping[str, str]) -> None:
         self._spec = spec
         self._engine_env = engine_env
         self._replica_id = serve.get_replica_context().replica_id.unique_id
@@ -144,11 +144,11 @@ class EngineReplica:
         await self._die_with(adapter)
 
     async def _claim(self) -> Lease:
-        """A lease of this pool. Its plan is what the engine runs by."""
+        """A lease of this app. Its plan is what the engine runs by."""
         until = time.monotonic() + CLAIM_PATIENCE_S
         while True:
             try:
-                answer = await self._owner.claim(self._spec.pool, self._replica_id, os.getpid())
+                answer = await self._owner.claim(self._spec.app, self._replica_id, os.getpid())
             except NotReady:
                 if time.monotonic() > until:
                     raise
@@ -216,7 +216,7 @@ class EngineReplica:
         """Tells control, if it is there. It asks again by itself when it was not."""
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
-                await self._control.hear_replica.remote(self._spec.pool, replica, failure, observations)
+                await self._control.hear_replica.remote(self._spec.app, replica, failure, observations)
         except Exception:  # noqa: BLE001  # an engine must live on when control does not, whatever Ray raises
             logger.warning("control did not take a report: model=%s", self._spec.model)
 

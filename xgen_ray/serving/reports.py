@@ -9,20 +9,20 @@ from xgen_ray.placement.types import Candidate, Footprint, Plan, Refusal
 from xgen_ray.schema import (
     AssignmentReport,
     CandidateReport,
+    EngineStatus,
     ExclusionReport,
     FootprintLine,
     ModelStatus,
     Phase,
     PlanReport,
-    PoolStatus,
     VerdictReport,
 )
-from xgen_ray.serving.state import Model, Pool
+from xgen_ray.serving.state import App, Model
 
 
 def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = ()) -> ModelStatus:
     """``base_url`` is where clients reach the router, without ``/v1``."""
-    first = model.live[0].plans[0] if model.live else None
+    first = model.live[0].plan if model.live else None
     report: PlanReport | None = None
     if first is not None:
         report = one_node_report(model.request.model, first)
@@ -31,7 +31,7 @@ def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = 
         report = plan_report(model.request.model, model.refusal)
     reachable = model.phase in (Phase.READY, Phase.RECOVERING, Phase.SLEEPING)
     key = model_key(model.facts) if model.facts is not None else None
-    replicas = [replica.status for pool in model.live for replica in pool.replicas.values()]
+    replicas = [replica.status for app in model.live for replica in app.replicas.values()]
     return ModelStatus(
         name=model.name,
         model=model.request.model,
@@ -43,7 +43,7 @@ def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = 
         format=model.facts.format.value if model.facts else None,
         backend=first.backend if first else None,
         plan=report,
-        pools=tuple(_pool(pool) for pool in model.live),
+        engines=tuple(_engine(app) for app in model.live),
         replicas=tuple(sorted(replicas, key=lambda status: status.replica_id)),
         wanted_replicas=model.wanted,
         shortfall=model.shortfall,
@@ -158,21 +158,19 @@ def _exclusion(exclusion: Exclusion) -> ExclusionReport:
     )
 
 
-def _pool(pool: Pool) -> PoolStatus:
-    options = pool.plans[0].options
-    gpus = dict.fromkeys(_gpu_words(gpu) for plan in pool.plans for gpu in plan.options.gpus)
-    return PoolStatus(
-        pool=pool.pool,
-        node=pool.node,
-        backend=pool.backend,
-        phase=pool.phase.value,
-        why=pool.why,
-        gpus=tuple(gpus),
+def _engine(app: App) -> EngineStatus:
+    options = app.plan.options
+    return EngineStatus(
+        app=app.name,
+        node=app.node,
+        backend=app.backend,
+        phase=app.phase.value,
+        why=app.why,
+        gpus=tuple(_gpu_words(gpu) for gpu in options.gpus),
         context=options.context,
         slots=options.slots,
-        replicas=len(pool.plans),
-        ready=pool.ready,
-        footprint_bytes=sum(plan.footprint.total_bytes for plan in pool.plans),
+        ready=app.ready > 0,
+        footprint_bytes=app.plan.footprint.total_bytes,
     )
 
 

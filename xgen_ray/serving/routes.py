@@ -45,15 +45,15 @@ def routes_of(models: Iterable[Model]) -> Mapping[str, Route]:
 
 def _route(name: str, pools: Sequence[Model]) -> Route:
     best = min(pools, key=lambda model: _BEST_FIRST.index(model.phase))
-    live = [pool for model in pools for pool in model.live]
-    options = live[0].plans[0].options if live else None
+    live = [app for model in pools for app in model.live]
+    options = live[0].plan.options if live else None
     served = ServedModel(
         name=name,
         created=min(int(model.created) for model in pools),
         task=options.task.value if options else "generate",
         ready=best.phase is Phase.READY,
         backend=live[0].backend.value if live else None,
-        context=min(plan.options.context for pool in live for plan in pool.plans) if live else None,
+        context=min(app.plan.options.context for app in live) if live else None,
         pools=tuple(_info(model) for model in pools),
     )
     # A reason that changes with every progress line would wake all routers for nothing.
@@ -69,10 +69,10 @@ def _info(model: Model) -> PoolInfo:
     live = model.live
     return PoolInfo(
         name=model.pool_name,
-        backends=tuple(sorted({pool.backend.value for pool in live})),
+        backends=tuple(sorted({app.backend.value for app in live})),
         precision=model.facts.quantization if model.facts is not None else None,
         format=model.facts.format.value if model.facts is not None else None,
-        context=min(plan.options.context for pool in live for plan in pool.plans) if live else None,
+        context=min(app.plan.options.context for app in live) if live else None,
         phase=model.phase.value,
     )
 
@@ -85,14 +85,14 @@ def _engines(model: Model) -> tuple[RoutedEngine, ...]:
             key,
             replica.status.url,
             replica.key,
-            pool.backend.value,
-            pool.plans[0].options.slots,
-            pool=model.pool_name or pool.backend.value,
+            app.backend.value,
+            app.plan.options.slots,
+            pool=model.pool_name or app.backend.value,
             load=_load(replica.status.running, replica.status.waiting, replica.status.load_at),
             wish=model.name,
         )
-        for pool in model.live
-        for key, replica in sorted(pool.replicas.items())
+        for app in model.live
+        for key, replica in sorted(app.replicas.items())
         if replica.status.state == "ready" and replica.status.url and replica.key
     )
 

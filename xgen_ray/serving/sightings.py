@@ -1,4 +1,4 @@
-"""What is seen of replicas, pools and nodes, and what follows from it."""
+"""What is seen of replicas, apps and nodes, and what follows from it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -11,91 +11,97 @@ from xgen_ray.schema import FailureReport, Phase
 from xgen_ray.serving.ladder import WINDOW_S, Step, next_step
 from xgen_ray.serving.placing import fall_short
 from xgen_ray.serving.state import (
-    AppState,
+    App,
+    AppPhase,
+    AppsObserved,
     Model,
     NodesObserved,
-    Pool,
-    PoolPhase,
-    PoolsObserved,
     ReplicaReported,
-    StopPool,
+    ServeState,
+    StopApp,
     UseReported,
 )
 from xgen_ray.serving.turn import Turn, insist, remove, stop_strays
 
 KEPT_FAILURES = 10
+# More than can still have words of theirs on the way.
+KEPT_ENDED = 16
 # Of each model, backend and kind of memory.
 KEPT_OBSERVATIONS = 8
 # A replica says that it is ready a moment before Serve counts it as running.
 SETTLING_S = 5.0
 # One that loads is there from its first moment; Serve may be slow to count it on a busy node.
 STARTING_S = 60.0
-_AT_WORK = (PoolPhase.STARTING, PoolPhase.SERVING, PoolPhase.RECOVERING)
+_AT_WORK = (AppPhase.STARTING, AppPhase.SERVING, AppPhase.RECOVERING)
 
 
 def hear_replica(turn: Turn, event: ReplicaReported) -> None:
     if event.observations:
         turn.observations = learned(turn.observations, event.observations)
-    found = turn.owner(event.pool)
+    found = turn.owner(event.app)
     if found is None or found[1].phase not in _AT_WORK:
         return
-    model, pool = found
+    model, app = found
     status = event.replica.status
-    known = pool.replicas.get(status.replica_id)
+    if status.replica_id in app.ended and event.failure is None:
+        # What it said before its end, or asked once more on its way out. How it ended may still follow.
+        return
+    known = app.replicas.get(status.replica_id)
     if known is not None and known.status.since > status.since:
         # An answer to a question that was overtaken by the replica's own word.
         return
-    replicas = {**pool.replicas, status.replica_id: event.replica}
+    replicas = {**app.replicas, status.replica_id: event.replica}
     if event.failure is not None or status.state == "failed":
-        # Asked once more on its way out, it says again that it has failed.
         del replicas[status.replica_id]
-    pool = _with_phase(replace(pool, replicas=replicas, progress=status.progress))
-    model = turn.put_pool(model, pool)
+        others = [key for key in app.ended if key != status.replica_id]
+        app = replace(app, ended=(status.replica_id, *others)[:KEPT_ENDED])
+    app = _with_phase(replace(app, replicas=replicas, progress=status.progress))
+    model = turn.put_app(model, app)
     if event.failure is not None:
-        _hear_death(turn, model, pool, event.failure)
+        _hear_death(turn, model, app, event.failure)
     elif model.phase not in (Phase.UNLOADING, Phase.FAILED):
         settle(turn, model, status.since)
 
 
-def _with_phase(pool: Pool) -> Pool:
-    """The pool with the phase that its replicas give it."""
-    if pool.ready:
-        return replace(pool, phase=PoolPhase.SERVING, proven=True)
-    return replace(pool, phase=PoolPhase.RECOVERING if pool.proven else PoolPhase.STARTING)
+def _with_phase(app: App) -> App:
+    """The app with the phase that its replicas give it."""
+    if app.ready:
+        return replace(app, phase=AppPhase.SERVING, proven=True)
+    return replace(app, phase=AppPhase.RECOVERING if app.proven else AppPhase.STARTING)
 
 
-def _hear_death(turn: Turn, model: Model, pool: Pool, failure: FailureReport) -> None:
-    failure = failure.model_copy(update={"backend": pool.backend, "node": pool.node})
-    deaths = ((failure.at, failure.failure), *pool.deaths)
-    pool = replace(pool, deaths=tuple(death for death in deaths if death[0] > failure.at - WINDOW_S))
-    model = turn.put_pool(
+def _hear_death(turn: Turn, model: Model, app: App, failure: FailureReport) -> None:
+    failure = failure.model_copy(update={"backend": app.backend, "node": app.node})
+    deaths = ((failure.at, failure.failure), *app.deaths)
+    app = replace(app, deaths=tuple(death for death in deaths if death[0] > failure.at - WINDOW_S))
+    model = turn.put_app(
         replace(model, failures=(failure, *model.failures)[:KEPT_FAILURES]),
-        pool,
+        app,
     )
-    step, why = next_step(pool.deaths or deaths, can_shrink=_can_shrink(model, pool))
+    step, why = next_step(app.deaths or deaths, can_shrink=_can_shrink(model, app))
     if step is Step.RESTART:
-        reason = f"{failure.message} On {pool.node}: {why}"
+        reason = f"{failure.message} On {app.node}: {why}"
         if model.phase is Phase.LOADING:
             turn.put(replace(model, reason=reason))
         settle(turn, turn.models[model.name], failure.at)
         return
     error = _error_of(failure)
-    model = turn.stop_pool(model, pool)
+    model = turn.stop_app(model, app)
     if step is Step.GIVE_UP:
         fall_short(turn, model, error, failure.at)
     elif step is Step.MOVE:
         turn.seek(model, failure.at, f"{failure.message} Looking for another place")
     elif step is Step.SHRINK:
-        half = pool.plans[0].options.context // 2
+        half = app.plan.options.context // 2
         model = turn.put(replace(model, context_limit=half))
         turn.seek(model, failure.at, f"{failure.message} Trying again with a context of {half}")
     else:
-        _descend(turn, model, pool, error, failure.at)
+        _descend(turn, model, app, error, failure.at)
 
 
-def _can_shrink(model: Model, pool: Pool) -> bool:
+def _can_shrink(model: Model, app: App) -> bool:
     """Only what nobody asked for gives way."""
-    options = pool.plans[0].options
+    options = app.plan.options
     return (
         model.request.options.context is None
         and options.task is ModelTask.GENERATE
@@ -110,20 +116,20 @@ def _error_of(failure: FailureReport) -> XgenRayError:
     return EngineFailed(message, failure.failure, failure.log_tail)
 
 
-def _descend(turn: Turn, model: Model, pool: Pool, error: XgenRayError, at: float) -> None:
+def _descend(turn: Turn, model: Model, app: App, error: XgenRayError, at: float) -> None:
     """Leave the backend out for this model on this kind of node, and look for another place."""
-    plan = pool.plans[0]
+    plan = app.plan
     exclusion = Exclusion(
         backend=plan.backend,
-        node_kind=pool.node_kind,
+        node_kind=app.node_kind,
         model=model_key(plan.facts),
-        reason=f"on {pool.node}: {error.message}",
+        reason=f"on {app.node}: {error.message}",
     )
     if exclusion not in turn.exclusions:
         turn.exclusions = (*turn.exclusions, exclusion)
     model = turn.put(replace(model, last_rung=(exclusion, error)))
     turn.seek(
-        model, at, f"{plan.backend.value} failed on {pool.node}, trying what comes next: {error.message}"
+        model, at, f"{plan.backend.value} failed on {app.node}, trying what comes next: {error.message}"
     )
 
 
@@ -143,33 +149,33 @@ def settle(turn: Turn, model: Model, at: float) -> None:
         last = model.failures[0].message if model.failures else "its replica is gone"
         turn.put(replace(model, phase=Phase.RECOVERING, reason=f"starting again: {last}", since=at))
     elif model.phase in (Phase.LOADING, Phase.RECOVERING):
-        progress = [pool.progress for pool in model.live if pool.progress is not None]
+        progress = [app.progress for app in model.live if app.progress is not None]
         if progress:
             turn.put(replace(model, progress=progress[-1]))
 
 
-def observe(turn: Turn, event: PoolsObserved) -> None:
+def observe(turn: Turn, event: AppsObserved) -> None:
     for name in list(turn.models):
         # Earlier models of this turn may have removed or changed later ones.
         if name not in turn.models:
             continue
-        for pool in list(turn.models[name].pools.values()):
-            if pool.pool not in turn.models[name].pools:
+        for app in list(turn.models[name].apps.values()):
+            if app.name not in turn.models[name].apps:
                 continue
-            if pool.phase is PoolPhase.STOPPING:
-                if pool.pool in event.pools:
-                    insist(turn, [pool.pool], event.pools)
+            if app.phase is AppPhase.STOPPING:
+                if app.name in event.apps:
+                    insist(turn, [app.name], event.apps)
                 else:
-                    turn.drop_pool(turn.models[name], pool.pool)
-            elif pool.phase in _AT_WORK:
-                _observe_at_work(turn, turn.models[name], pool, event)
+                    turn.drop_app(turn.models[name], app.name)
+            elif app.phase in _AT_WORK:
+                _observe_at_work(turn, turn.models[name], app, event)
         model = turn.models[name]
         if model.phase is Phase.UNLOADING:
-            if not model.pools:
+            if not model.apps:
                 remove(turn, model, event.at)
         elif model.retry_at is not None and event.at >= model.retry_at:
             turn.seek(model, event.at, f"trying again after: {model.shortfall or model.reason}")
-    stop_strays(turn, event.pools)
+    stop_strays(turn, event.apps)
     _use_room(turn, event.at)
 
 
@@ -182,32 +188,32 @@ def _use_room(turn: Turn, at: float) -> None:
 
 
 def _leaves(model: Model | None) -> bool:
-    return model is not None and model.phase in (Phase.UNLOADING, Phase.SLEEPING) and bool(model.pools)
+    return model is not None and model.phase in (Phase.UNLOADING, Phase.SLEEPING) and bool(model.apps)
 
 
-def _observe_at_work(turn: Turn, model: Model, pool: Pool, event: PoolsObserved) -> None:
-    app = event.pools.get(pool.pool)
-    if app is None:
+def _observe_at_work(turn: Turn, model: Model, app: App, event: AppsObserved) -> None:
+    seen = event.apps.get(app.name)
+    if seen is None:
         # One that was never seen may just not be there yet.
-        if pool.app is not None:
-            turn.effects.append(StopPool(pool.pool, pool.node_id))
-            model = turn.drop_pool(model, pool.pool)
+        if app.seen is not None:
+            turn.effects.append(StopApp(app.name, app.node_id))
+            model = turn.drop_app(model, app.name)
             turn.seek(model, event.at, "its application disappeared; loading again")
         return
-    if app is AppState.FAILED and not pool.ready:
-        message = event.messages.get(pool.pool) or "the application could not be started"
-        fall_short(turn, turn.stop_pool(model, pool), EngineFailed(message), event.at)
+    if seen is ServeState.FAILED and not app.ready:
+        message = event.messages.get(app.name) or "the application could not be started"
+        fall_short(turn, turn.stop_app(model, app), EngineFailed(message), event.at)
         return
-    pool = replace(pool, app=app)
-    alive = event.replicas.get(pool.pool)
-    if alive is not None and app is not AppState.STOPPING:
+    app = replace(app, seen=seen)
+    alive = event.replicas.get(app.name)
+    if alive is not None and seen is not ServeState.STOPPING:
         kept = {
             key: replica
-            for key, replica in pool.replicas.items()
+            for key, replica in app.replicas.items()
             if key in alive or replica.status.since > event.at - _unseen_s(replica.status.state)
         }
-        pool = _with_phase(replace(pool, replicas=kept))
-    model = turn.put_pool(model, pool)
+        app = _with_phase(replace(app, replicas=kept))
+    model = turn.put_app(model, app)
     if model.phase not in (Phase.UNLOADING, Phase.FAILED):
         settle(turn, model, event.at)
 
@@ -224,11 +230,11 @@ def observe_nodes(turn: Turn, event: NodesObserved) -> None:
         model = turn.models[name]
         if model.phase is Phase.UNLOADING:
             continue
-        lost = [pool for pool in model.live if pool.node_id not in event.nodes]
-        for pool in lost:
-            model = turn.stop_pool(model, pool)
+        lost = [app for app in model.live if app.node_id not in event.nodes]
+        for app in lost:
+            model = turn.stop_app(model, app)
         if lost:
-            names = ", ".join(sorted({pool.node for pool in lost}))
+            names = ", ".join(sorted({app.node for app in lost}))
             settle(turn, model, event.at)
             turn.seek(turn.models[name], event.at, f"node {names} is gone; looking for another place")
         elif joined and model.retry_at is not None:

@@ -6,7 +6,7 @@ from xgen_ray.errors import WrongState
 from xgen_ray.placement.rows import preference
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, rescale
-from xgen_ray.serving.state import Answer, Model, Pool, ScaleAsked, WakeAsked
+from xgen_ray.serving.state import Answer, App, Model, ScaleAsked, WakeAsked
 from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import missing_replicas
 
@@ -67,9 +67,9 @@ def _grows(model: Model) -> bool:
 def load_of(model: Model) -> Load:
     """What its ready engines have to do, as they last said."""
     ready = [
-        (replica.status, pool.plans[0].options.slots)
-        for pool in model.live
-        for replica in pool.replicas.values()
+        (replica.status, app.plan.options.slots)
+        for app in model.live
+        for replica in app.replicas.values()
         if replica.status.state == "ready"
     ]
     ongoing = sum((status.running or 0) + (status.waiting or 0) for status, _ in ready)
@@ -158,9 +158,9 @@ def _resize(turn: Turn, model: Model, wanted: int, at: float, why: str) -> None:
 def _shrink(turn: Turn, model: Model) -> None:
     """Stop what is too much. What never came to serve goes first, then what has least to do."""
     stopped = False
-    for pool in sorted(model.live, key=_worth):
-        if len(pool.plans) <= -missing_replicas(model):
-            model, stopped = turn.stop_pool(model, pool), True
+    for app in sorted(model.live, key=_worth):
+        if missing_replicas(model) < 0:
+            model, stopped = turn.stop_app(model, app), True
     if missing_replicas(model) <= 0:
         # Nothing is short any more, and a look for more has lost its reason.
         model = turn.put(replace(model, shortfall=None, retry_at=None))
@@ -168,8 +168,8 @@ def _shrink(turn: Turn, model: Model) -> None:
         turn.remember(model)
 
 
-def _worth(pool: Pool) -> tuple[bool, int, int, float]:
+def _worth(app: App) -> tuple[bool, int, int, float]:
     """What to stop comes first: not ready, little to do, a worse backend, young."""
-    busy = sum((one.status.running or 0) + (one.status.waiting or 0) for one in pool.replicas.values())
-    rank = preference(pool.plans[0].facts.format).index(pool.backend)
-    return (pool.ready > 0, busy, -rank, -pool.since)
+    busy = sum((one.status.running or 0) + (one.status.waiting or 0) for one in app.replicas.values())
+    rank = preference(app.plan.facts.format).index(app.backend)
+    return (app.ready > 0, busy, -rank, -app.since)

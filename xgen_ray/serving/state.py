@@ -49,8 +49,8 @@ class Fleet:
     silent: frozenset[str] = frozenset()
 
 
-class AppState(StrEnum):
-    """A pool's Serve application, as Serve reports it."""
+class ServeState(StrEnum):
+    """An application, as Serve reports it."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -59,8 +59,8 @@ class AppState(StrEnum):
     STOPPING = "stopping"
 
 
-class PoolPhase(StrEnum):
-    """How far a pool has come. SERVING means that a replica is ready now."""
+class AppPhase(StrEnum):
+    """How far an app has come. SERVING means that a replica is ready now."""
 
     PREPARING = "preparing"
     STARTING = "starting"
@@ -78,31 +78,33 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """A model's engines on one node: one Serve application with one replica for each plan.
+class App:
+    """One engine of a model on one node: a Serve application with one replica, which Serve keeps alive.
 
     ``node_kind`` says what its backend found there (``placement.node_kind``), which exclusions go by.
-    ``app`` is Serve's last word, None before the first. ``deaths`` are the times at which an engine of it
-    failed and what of, latest first.
+    ``seen`` is Serve's last word, None before the first. ``ended`` are the ids of replicas that have failed,
+    latest first: Serve never uses one again. ``deaths`` are the times at which its engine failed and what
+    of, latest first.
     """
 
-    pool: str
+    name: str
     node_id: str
     node: str
     node_kind: str
-    plans: tuple[Plan, ...]
-    phase: PoolPhase
+    plan: Plan
+    phase: AppPhase
     since: float
     why: str = ""
-    app: AppState | None = None
+    seen: ServeState | None = None
     replicas: Mapping[str, Replica] = field(default_factory=dict)
+    ended: tuple[str, ...] = ()
     progress: Progress | None = None
     deaths: tuple[tuple[float, str], ...] = ()
     proven: bool = False
 
     @property
     def backend(self) -> Backend:
-        return self.plans[0].backend
+        return self.plan.backend
 
     @property
     def ready(self) -> int:
@@ -135,7 +137,7 @@ class Model:
     trend: Trend = STEADY
     looking: bool = False
     facts: ModelFacts | None = None
-    pools: Mapping[str, Pool] = field(default_factory=dict)
+    apps: Mapping[str, App] = field(default_factory=dict)
     refusal: FleetRefusal | None = None
     verdicts: tuple[NodeVerdict, ...] = ()
     progress: Progress | None = None
@@ -161,30 +163,30 @@ class Model:
         return self.name.partition("@")[2]
 
     @property
-    def live(self) -> tuple[Pool, ...]:
-        """The pools that are wanted: all but those that are stopping."""
-        return tuple(pool for pool in self.pools.values() if pool.phase is not PoolPhase.STOPPING)
+    def live(self) -> tuple[App, ...]:
+        """The apps that are wanted: all but those that are stopping."""
+        return tuple(app for app in self.apps.values() if app.phase is not AppPhase.STOPPING)
 
     @property
     def ready(self) -> int:
-        return sum(pool.ready for pool in self.live)
+        return sum(app.ready for app in self.live)
 
 
 @dataclass(frozen=True, slots=True)
 class ControlState:
     """Everything control knows.
 
-    ``stray_pools`` run although nobody asked for them: they are being stopped. ``epoch`` is unique to this
-    life of control, ``pools_named`` counts its pools: together they make pool names that are never used
+    ``stray_apps`` run although nobody asked for them: they are being stopped. ``epoch`` is unique to this
+    life of control, ``apps_named`` counts its apps: together they make app names that are never used
     twice. ``nodes`` are those alive, names by id; None until somebody has looked. ``used`` is when a model
     was last asked for, in Unix seconds.
     """
 
     epoch: str = ""
     attempts: int = 0
-    pools_named: int = 0
+    apps_named: int = 0
     models: Mapping[str, Model] = field(default_factory=dict)
-    stray_pools: frozenset[str] = frozenset()
+    stray_apps: frozenset[str] = frozenset()
     nodes: Mapping[str, str] | None = None
     exclusions: tuple[Exclusion, ...] = ()
     observations: tuple[Observation, ...] = ()
@@ -193,14 +195,14 @@ class ControlState:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolRecord:
-    """What the registry keeps of a pool, enough to adopt it."""
+class AppRecord:
+    """What the registry keeps of an app, enough to adopt it."""
 
-    pool: str
+    name: str
     node_id: str
     node: str
     node_kind: str
-    plans: tuple[Plan, ...]
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ class Record:
     created: float
     proven: bool = False
     context_limit: int | None = None
-    pools: tuple[PoolRecord, ...] = ()
+    apps: tuple[AppRecord, ...] = ()
 
 
 # ---- events ------------------------------------------------------------------------------------
@@ -221,11 +223,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """First event of a life: the registry's content, the declared models, the pools Serve already runs."""
+    """First event of a life: the registry's content, the declared models, the apps Serve already runs."""
 
     records: tuple[Record, ...]
     declared: Mapping[str, LoadRequest]
-    pools: Mapping[str, AppState]
+    apps: Mapping[str, ServeState]
     epoch: str
     at: float
     exclusions: tuple[Exclusion, ...] = ()
@@ -284,29 +286,29 @@ class LookFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolProgressed:
-    """A pool's files are on their way to its node."""
+class AppProgressed:
+    """An app's files are on their way to its node."""
 
-    pool: str
+    app: str
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
-class PoolPrepared:
-    """Its node holds the leases and has the files. ``plans`` name the files as that node does."""
+class AppPrepared:
+    """Its node holds the lease and has the files. ``plan`` names the files as that node does."""
 
-    pool: str
-    plans: tuple[Plan, ...]
+    app: str
+    plan: Plan
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class PoolRefused:
+class AppRefused:
     """Its node could not prepare it. With ``again`` another look may end differently: the memory went to
     somebody else, or the node went away.
     """
 
-    pool: str
+    app: str
     error: XgenRayError
     again: bool
     at: float
@@ -316,17 +318,17 @@ class PoolRefused:
 class ReplicaReported:
     """From a replica itself, or from asking it."""
 
-    pool: str
+    app: str
     replica: Replica
     failure: FailureReport | None = None
     observations: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class PoolsObserved:
-    """What Serve runs of ours, and which replicas of each pool are alive. A missing pool is gone."""
+class AppsObserved:
+    """What Serve runs of ours, and which replicas of each app are alive. A missing app is gone."""
 
-    pools: Mapping[str, AppState]
+    apps: Mapping[str, ServeState]
     messages: Mapping[str, str]
     replicas: Mapping[str, frozenset[str]]
     at: float
@@ -367,10 +369,10 @@ class ScaleAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolStartFailed:
+class AppStartFailed:
     """Serve refused the application itself."""
 
-    pool: str
+    app: str
     message: str
     at: float
 
@@ -383,16 +385,16 @@ Event = (
     | LookProgressed
     | LookDone
     | LookFailed
-    | PoolProgressed
-    | PoolPrepared
-    | PoolRefused
+    | AppProgressed
+    | AppPrepared
+    | AppRefused
     | ReplicaReported
-    | PoolsObserved
+    | AppsObserved
     | NodesObserved
     | UseReported
     | WakeAsked
     | ScaleAsked
-    | PoolStartFailed
+    | AppStartFailed
 )
 
 
@@ -435,30 +437,29 @@ class CancelLook:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparePool:
-    """Have the node hold the leases and get the files."""
+class PrepareApp:
+    """Have the node hold the lease and get the files."""
 
-    pool: str
+    app: str
     name: str
     node_id: str
     request: LoadRequest
-    plans: tuple[Plan, ...]
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
-class StartPool:
-    pool: str
+class StartApp:
+    app: str
     name: str
     node_id: str
     node: str
-    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
-class StopPool:
-    """End the application if there is one, cancel its preparation, give its leases back."""
+class StopApp:
+    """End the application if there is one, cancel its preparation, give its lease back."""
 
-    pool: str
+    app: str
     node_id: str | None
 
 
@@ -482,9 +483,9 @@ Effect = (
     | RememberLessons
     | Look
     | CancelLook
-    | PreparePool
-    | StartPool
-    | StopPool
+    | PrepareApp
+    | StartApp
+    | StopApp
     | Publish
     | Answer
 )

@@ -10,34 +10,34 @@ from xgen_ray.schema import Origin, Phase
 from xgen_ray.serving.routes import routes_of
 from xgen_ray.serving.state import (
     Answer,
-    AppState,
+    App,
+    AppPhase,
+    AppRecord,
     CancelLook,
     ControlState,
     Effect,
     Forget,
     Look,
     Model,
-    Pool,
-    PoolPhase,
-    PoolRecord,
     Publish,
     Record,
     Remember,
     RememberLessons,
-    StopPool,
+    ServeState,
+    StopApp,
 )
 from xgen_ray.serving.table import RoutingTable
 
-POOL_PREFIX = "xgen-pool-"
+APP_PREFIX = "xgen-engine-"
 # A declared model, and one that has served, are tried again after a failure: a hub or a disk comes back.
 FIRST_RETRY_S = 15.0
 LONGEST_RETRY_S = 600.0
 
 
-def pool_name(model: str, epoch: str, number: int) -> str:
-    """A Serve application name for one pool of ``model``; readable, and never used twice."""
+def app_name(model: str, epoch: str, number: int) -> str:
+    """A Serve application name for one app of ``model``; readable, and never used twice."""
     slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:40]
-    return f"{POOL_PREFIX}{slug}-{epoch}-{number}"
+    return f"{APP_PREFIX}{slug}-{epoch}-{number}"
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Turn:
     models: dict[str, Model] = field(init=False)
     strays: set[str] = field(init=False)
     attempts: int = field(init=False)
-    pools_named: int = field(init=False)
+    apps_named: int = field(init=False)
     epoch: str = field(init=False)
     nodes: Mapping[str, str] | None = field(init=False)
     exclusions: tuple[Exclusion, ...] = field(init=False)
@@ -58,9 +58,9 @@ class Turn:
 
     def __post_init__(self) -> None:
         self.models = dict(self.before.models)
-        self.strays = set(self.before.stray_pools)
+        self.strays = set(self.before.stray_apps)
         self.attempts = self.before.attempts
-        self.pools_named = self.before.pools_named
+        self.apps_named = self.before.apps_named
         self.epoch = self.before.epoch
         self.nodes = self.before.nodes
         self.exclusions = self.before.exclusions
@@ -71,42 +71,40 @@ class Turn:
         self.models[model.name] = model
         return model
 
-    def put_pool(self, model: Model, pool: Pool) -> Model:
-        return self.put(replace(model, pools={**model.pools, pool.pool: pool}))
+    def put_app(self, model: Model, app: App) -> Model:
+        return self.put(replace(model, apps={**model.apps, app.name: app}))
 
-    def drop_pool(self, model: Model, pool: str) -> Model:
-        """Forget a pool that is gone, or was never started."""
-        return self.put(
-            replace(model, pools={name: kept for name, kept in model.pools.items() if name != pool})
-        )
+    def drop_app(self, model: Model, app: str) -> Model:
+        """Forget an app that is gone, or was never started."""
+        return self.put(replace(model, apps={name: kept for name, kept in model.apps.items() if name != app}))
 
-    def stop_pool(self, model: Model, pool: Pool) -> Model:
-        """Tell a pool to stop. One that was never started is forgotten at once."""
-        self.effects.append(StopPool(pool.pool, pool.node_id))
-        if pool.phase is PoolPhase.PREPARING:
-            return self.drop_pool(model, pool.pool)
-        return self.put_pool(model, replace(pool, phase=PoolPhase.STOPPING, replicas={}, progress=None))
+    def stop_app(self, model: Model, app: App) -> Model:
+        """Tell an app to stop. One that was never started is forgotten at once."""
+        self.effects.append(StopApp(app.name, app.node_id))
+        if app.phase is AppPhase.PREPARING:
+            return self.drop_app(model, app.name)
+        return self.put_app(model, replace(app, phase=AppPhase.STOPPING, replicas={}, progress=None))
 
     def stop_all(self, model: Model) -> Model:
         """Stop what runs of a model, and the look for a place."""
         if model.looking:
             self.effects.append(CancelLook(model.name, model.attempt))
-        for pool in model.live:
-            model = self.stop_pool(model, pool)
+        for app in model.live:
+            model = self.stop_app(model, app)
         return self.put(replace(model, looking=False, evicting=frozenset()))
 
-    def new_pool_name(self, model: str) -> str:
-        self.pools_named += 1
-        return pool_name(model, self.epoch, self.pools_named)
+    def new_app_name(self, model: str) -> str:
+        self.apps_named += 1
+        return app_name(model, self.epoch, self.apps_named)
 
     def current(self, name: str, attempt: int) -> Model | None:
         """The model, if this look for a place is still the one that counts."""
         model = self.models.get(name)
         return model if model is not None and model.looking and model.attempt == attempt else None
 
-    def owner(self, pool: str) -> tuple[Model, Pool] | None:
+    def owner(self, app: str) -> tuple[Model, App] | None:
         for model in self.models.values():
-            if (found := model.pools.get(pool)) is not None:
+            if (found := model.apps.get(app)) is not None:
                 return model, found
         return None
 
@@ -153,9 +151,9 @@ class Turn:
         state = ControlState(
             epoch=self.epoch,
             attempts=self.attempts,
-            pools_named=self.pools_named,
+            apps_named=self.apps_named,
             models=self.models,
-            stray_pools=frozenset(self.strays),
+            stray_apps=frozenset(self.strays),
             nodes=self.nodes,
             exclusions=self.exclusions,
             observations=self.observations,
@@ -173,16 +171,14 @@ def record_of(model: Model) -> Record:
         created=model.created,
         proven=model.proven,
         context_limit=model.context_limit,
-        pools=tuple(
-            PoolRecord(pool.pool, pool.node_id, pool.node, pool.node_kind, pool.plans) for pool in model.live
-        ),
+        apps=tuple(AppRecord(app.name, app.node_id, app.node, app.node_kind, app.plan) for app in model.live),
     )
 
 
 def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
     """The load ends here. The wish is kept only if it has worked before, or was declared."""
-    for pool in model.live:
-        model = turn.stop_pool(model, pool)
+    for app in model.live:
+        model = turn.stop_app(model, app)
     wished = model.proven or model.origin is Origin.DECLARED
     failed = replace(
         model,
@@ -219,15 +215,15 @@ def remove(turn: Turn, model: Model, at: float) -> None:
                 turn.seek(left, at, f"{model.name} has made room")
 
 
-def stop_strays(turn: Turn, pools: Mapping[str, AppState]) -> None:
-    owned = {pool for model in turn.models.values() for pool in model.pools}
-    turn.strays = {pool for pool in pools if pool not in owned}
-    insist(turn, sorted(turn.strays), pools)
+def stop_strays(turn: Turn, apps: Mapping[str, ServeState]) -> None:
+    owned = {app for model in turn.models.values() for app in model.apps}
+    turn.strays = {app for app in apps if app not in owned}
+    insist(turn, sorted(turn.strays), apps)
 
 
-def insist(turn: Turn, names: Iterable[str], pools: Mapping[str, AppState]) -> None:
+def insist(turn: Turn, names: Iterable[str], apps: Mapping[str, ServeState]) -> None:
     """Asks for the stop of each again while it does not look like stopping: the first may have got lost."""
     for name in names:
-        if name in pools and pools[name] is not AppState.STOPPING:
+        if name in apps and apps[name] is not ServeState.STOPPING:
             owner = turn.owner(name)
-            turn.effects.append(StopPool(name, owner[1].node_id if owner else None))
+            turn.effects.append(StopApp(name, owner[1].node_id if owner else None))

@@ -8,16 +8,16 @@ from xgen_ray.schema import LoadRequest, Origin, Phase
 from xgen_ray.serving.scaling import first_replicas
 from xgen_ray.serving.state import (
     Answer,
-    AppState,
+    App,
+    AppPhase,
     ExclusionsLifted,
     Forget,
     LoadAsked,
     Model,
-    Pool,
-    PoolPhase,
     Record,
     Restored,
-    StopPool,
+    ServeState,
+    StopApp,
     UnloadAsked,
 )
 from xgen_ray.serving.turn import Turn, remove, stop_strays
@@ -37,33 +37,33 @@ def restore(turn: Turn, event: Restored) -> None:
     for name, request in event.declared.items():
         if name not in turn.models:
             turn.seek(new_model(name, request, Origin.DECLARED, event.at), event.at, "declared")
-    stop_strays(turn, event.pools)
+    stop_strays(turn, event.apps)
 
 
 def _take_up(turn: Turn, record: Record, event: Restored) -> None:
-    """A wish of an earlier life: the pools that run are adopted, what is missing is looked for."""
+    """A wish of an earlier life: the apps that run are adopted, what is missing is looked for."""
     model = replace(
         new_model(record.name, record.request, record.origin, event.at),
         created=record.created,
         proven=record.proven,
         context_limit=record.context_limit,
     )
-    adopted: dict[str, Pool] = {}
-    for kept in record.pools:
-        app = event.pools.get(kept.pool)
-        if app is None or app is AppState.STOPPING:
-            # Its leases, if it had come so far, are given back.
-            turn.effects.append(StopPool(kept.pool, kept.node_id))
+    adopted: dict[str, App] = {}
+    for kept in record.apps:
+        seen = event.apps.get(kept.name)
+        if seen is None or seen is ServeState.STOPPING:
+            # Its lease, if it had come so far, is given back.
+            turn.effects.append(StopApp(kept.name, kept.node_id))
             continue
-        adopted[kept.pool] = Pool(
-            pool=kept.pool,
+        adopted[kept.name] = App(
+            name=kept.name,
             node_id=kept.node_id,
             node=kept.node,
             node_kind=kept.node_kind,
-            plans=kept.plans,
-            phase=PoolPhase.RECOVERING if record.proven else PoolPhase.STARTING,
+            plan=kept.plan,
+            phase=AppPhase.RECOVERING if record.proven else AppPhase.STARTING,
             since=event.at,
-            app=app,
+            seen=seen,
             proven=record.proven,
         )
     scaling = record.request.scaling
@@ -79,9 +79,9 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
             model,
             phase=Phase.RECOVERING if record.proven else Phase.LOADING,
             reason="control restarted; asking the running replicas",
-            facts=next(iter(adopted.values())).plans[0].facts,
-            pools=adopted,
-            wanted=max(model.wanted, sum(len(pool.plans) for pool in adopted.values())),
+            facts=next(iter(adopted.values())).plan.facts,
+            apps=adopted,
+            wanted=max(model.wanted, len(adopted)),
         )
     )
     if missing_replicas(model) > 0:
@@ -90,7 +90,7 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
 
 def missing_replicas(model: Model) -> int:
     """How many replicas have no place yet."""
-    return model.wanted - sum(len(pool.plans) for pool in model.live)
+    return model.wanted - len(model.live)
 
 
 def new_model(name: str, request: LoadRequest, origin: Origin, at: float) -> Model:
@@ -167,7 +167,7 @@ def leave(turn: Turn, model: Model, at: float, reason: str, error: WrongState) -
             progress=None,
         )
     )
-    if not model.pools:
+    if not model.apps:
         remove(turn, model, at)
 
 

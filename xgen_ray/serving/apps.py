@@ -1,4 +1,4 @@
-"""Pools as Serve applications: starting them, stopping them, looking at them."""
+"""Our applications in Serve: starting them, stopping them, looking at them."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ServeStatus
 
-from xgen_ray.serving.replica import PoolSpec
-from xgen_ray.serving.state import AppState, Replica
-from xgen_ray.serving.turn import POOL_PREFIX
+from xgen_ray.serving.replica import AppSpec
+from xgen_ray.serving.state import Replica, ServeState
+from xgen_ray.serving.turn import APP_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -26,30 +26,30 @@ ENGINE_DEPLOYMENT = "Engine"
 ASK_TIMEOUT_S = 2.0
 ASK_AGAIN_S = 0.05
 
-# Makes the application of a pool; given by the composition root.
-BuildEngine = Callable[[PoolSpec, int], Application]
+# Makes an engine's application; given by the composition root.
+BuildEngine = Callable[[AppSpec], Application]
 
-_STATES: Mapping[ApplicationStatus, AppState] = {
-    ApplicationStatus.NOT_STARTED: AppState.STARTING,
-    ApplicationStatus.DEPLOYING: AppState.STARTING,
-    ApplicationStatus.RUNNING: AppState.RUNNING,
-    ApplicationStatus.UNHEALTHY: AppState.UNHEALTHY,
-    ApplicationStatus.DEPLOY_FAILED: AppState.FAILED,
-    ApplicationStatus.DELETING: AppState.STOPPING,
+_STATES: Mapping[ApplicationStatus, ServeState] = {
+    ApplicationStatus.NOT_STARTED: ServeState.STARTING,
+    ApplicationStatus.DEPLOYING: ServeState.STARTING,
+    ApplicationStatus.RUNNING: ServeState.RUNNING,
+    ApplicationStatus.UNHEALTHY: ServeState.UNHEALTHY,
+    ApplicationStatus.DEPLOY_FAILED: ServeState.FAILED,
+    ApplicationStatus.DELETING: ServeState.STOPPING,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class PoolsSeen:
-    """Serve's word on our pools. ``replicas`` lacks a pool whose replicas did not all answer in time."""
+class AppsSeen:
+    """Serve's word on our apps. ``replicas`` lacks an app whose replicas did not all answer in time."""
 
-    states: Mapping[str, AppState]
+    states: Mapping[str, ServeState]
     messages: Mapping[str, str]
     replicas: Mapping[str, tuple[Replica, ...]]
 
 
-class Pools:
-    """Our applications in Serve. Keeps one handle a pool."""
+class Apps:
+    """Keeps one handle an app."""
 
     def __init__(self) -> None:
         self._handles: dict[str, DeploymentHandle[object]] = {}
@@ -57,30 +57,30 @@ class Pools:
         # the process: two threads at it fail each other.
         self._configs = threading.Lock()
 
-    async def start(self, pool: str, build: Callable[[], Application]) -> None:
+    async def start(self, app: str, build: Callable[[], Application]) -> None:
         """Asks Serve for the application; returns before it runs."""
-        await asyncio.to_thread(self._start, pool, build)
+        await asyncio.to_thread(self._start, app, build)
 
-    async def stop(self, pool: str) -> None:
+    async def stop(self, app: str) -> None:
         """Asks Serve to end the application, gracefully; returns at once."""
-        await asyncio.to_thread(serve.delete, pool, _blocking=False)
+        await asyncio.to_thread(serve.delete, app, _blocking=False)
 
-    async def look(self) -> PoolsSeen:
+    async def look(self) -> AppsSeen:
         """Raises RayServeException or RayError when Serve itself does not answer."""
         status = await asyncio.to_thread(self._status)
-        ours = {name: app for name, app in status.applications.items() if name.startswith(POOL_PREFIX)}
+        ours = {name: app for name, app in status.applications.items() if name.startswith(APP_PREFIX)}
         for gone in self._handles.keys() - ours.keys():
             del self._handles[gone]
         counts = {name: _running(status, name) for name in ours}
         answers = await asyncio.gather(*(self._describe(name, count) for name, count in counts.items()))
-        return PoolsSeen(
+        return AppsSeen(
             states={name: _STATES[app.status] for name, app in ours.items()},
             messages={name: app.message for name, app in ours.items() if app.message},
             replicas={name: found for name, found in zip(counts, answers, strict=True) if found is not None},
         )
 
     async def logs(
-        self, pool: str, after: int, limit: int, *, patience_s: float = 0.0
+        self, app: str, after: int, limit: int, *, patience_s: float = 0.0
     ) -> list[tuple[str, tuple[str, ...], int]]:
         """Each replica's lines, by replica id; those that answered in time.
 
@@ -88,49 +88,49 @@ class Pools:
         """
         until = time.monotonic() + patience_s
         while True:
-            answers = await self._ask(pool, "logs", after, limit)
+            answers = await self._ask(app, "logs", after, limit)
             if answers or time.monotonic() >= until:
                 return answers
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def doubt(self, pool: str, replica_ids: frozenset[str]) -> None:
-        """Has these replicas of the pool look at their engines."""
-        await self._ask(pool, "doubt", replica_ids)
+    async def doubt(self, app: str, replica_ids: frozenset[str]) -> None:
+        """Has these replicas of the app look at their engines."""
+        await self._ask(app, "doubt", replica_ids)
 
-    async def _describe(self, pool: str, running: int) -> tuple[Replica, ...] | None:
+    async def _describe(self, app: str, running: int) -> tuple[Replica, ...] | None:
         if running == 0:
             return ()
-        answers = await self._ask(pool, "describe")
+        answers = await self._ask(app, "describe")
         found = tuple(answer for answer in answers if isinstance(answer, Replica))
         # A fresh handle knows no replicas yet, a dying one does not answer: neither proves an absence.
         return found if len(found) >= running else None
 
-    async def _ask(self, pool: str, method: str, *args: object) -> list[Any]:
-        """What the pool's replicas answer; nothing when the pool is going or its handle knows none yet."""
+    async def _ask(self, app: str, method: str, *args: object) -> list[Any]:
+        """What the app's replicas answer; nothing when the app is going or its handle knows none yet."""
         try:
-            response = self._handle(pool).broadcast(method, *args)
+            response = self._handle(app).broadcast(method, *args)
             answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
         except (TimeoutError, RayServeException, RayError):
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
-    def _start(self, pool: str, build: Callable[[], Application]) -> None:
+    def _start(self, app: str, build: Callable[[], Application]) -> None:
         with self._configs:
-            target = RunTarget(build(), name=pool, route_prefix=None)
+            target = RunTarget(build(), name=app, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
 
     def _status(self) -> ServeStatus:
         with self._configs:
             return serve.status()
 
-    def _handle(self, pool: str) -> DeploymentHandle[object]:
-        if pool not in self._handles:
-            self._handles[pool] = serve.get_deployment_handle(ENGINE_DEPLOYMENT, pool)
-        return self._handles[pool]
+    def _handle(self, app: str) -> DeploymentHandle[object]:
+        if app not in self._handles:
+            self._handles[app] = serve.get_deployment_handle(ENGINE_DEPLOYMENT, app)
+        return self._handles[app]
 
 
-def _running(status: ServeStatus, pool: str) -> int:
-    deployments = status.applications[pool].deployments
+def _running(status: ServeStatus, app: str) -> int:
+    deployments = status.applications[app].deployments
     engine = deployments.get(ENGINE_DEPLOYMENT)
     states = engine.replica_states if engine is not None else {}
     return sum(count for state, count in states.items() if state == "RUNNING")
