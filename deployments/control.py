@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import os
 import platform
-from collections.abc import Mapping
 
 import ray
 from ray import serve
@@ -27,6 +26,7 @@ from xgen_ray.serving.nodes import Nodes, OwnerSettings
 from xgen_ray.serving.sources import SourceFinder
 from xgen_ray.serving.state import Replica
 from xgen_ray.serving.table import RoutingTable
+from xgen_ray.serving.traffic import RouterReport
 from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, ControlSettings
 
 
@@ -72,9 +72,9 @@ class Control:
             )
         return app
 
-    async def next_table(self, known: tuple[str, int], used: Mapping[str, float]) -> RoutingTable:
+    async def next_table(self, known: tuple[str, int], report: RouterReport) -> RoutingTable:
         """For routers."""
-        return await self._control.next_table(known, used)
+        return await self._control.next_table(known, report)
 
     async def wake(self, names: frozenset[str]) -> None:
         """For routers."""

@@ -72,7 +72,7 @@ class Router:
             try:
                 async with asyncio.timeout(TABLE_POLL_S + FOLLOW_MARGIN_S):
                     table = await self._control.next_table.remote(
-                        self._dispatcher.stamp, self._dispatcher.last_used()
+                        self._dispatcher.stamp, self._dispatcher.report()
                     )
             except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
                 logger.warning("control does not answer: %s", type(error).__name__)

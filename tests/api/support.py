@@ -18,6 +18,8 @@ from xgen_ray.schema import (
     BackendsReport,
     CandidateReport,
     Endpoint,
+    FigurePoint,
+    FiguresReport,
     GPUReport,
     GPUsReport,
     LeaseReport,
@@ -28,6 +30,7 @@ from xgen_ray.schema import (
     NodeReport,
     NodesReport,
     Origin,
+    Outcome,
     Phase,
     PlanReport,
     RequestHints,
@@ -273,18 +276,19 @@ def served(name: str, task: str = "generate", *, ready: bool = True) -> ServedMo
 class InMemoryDispatcher:
     """Chooses the first replica that is not to be avoided; waits while there is none.
 
-    ``outcomes`` has (replica, ok) in the order of ``finished``, ``units`` what was answered; ``open`` the
-    replicas in use, ``begun`` those that have sent a first byte, ``full`` those that took no more.
+    ``outcomes`` has (replica, outcome) in the order of ``finished``, ``units`` what was answered; ``open``
+    the replicas in use, ``begun`` those that have sent a first byte, ``without_engine`` the models of which
+    requests got no engine.
     """
 
     models: list[ServedModel] = field(default_factory=lambda: [served("m")])
     replicas: dict[str, list[Endpoint]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    outcomes: list[tuple[str, bool]] = field(default_factory=list)
+    outcomes: list[tuple[str, Outcome]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     hints: list[RequestHints] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
-    full: list[str] = field(default_factory=list)
+    without_engine: list[str] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
     waiting: int = 0
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -329,13 +333,14 @@ class InMemoryDispatcher:
     def answering(self, endpoint: Endpoint) -> None:
         self.begun.append(endpoint.replica_id)
 
-    def finished(self, endpoint: Endpoint, *, ok: bool, full: bool, units: int) -> None:
+    def finished(self, endpoint: Endpoint, outcome: Outcome, *, units: int) -> None:
         self.units.append(units)
-        if full:
-            self.full.append(endpoint.replica_id)
         self.open.remove(endpoint.replica_id)
-        self.outcomes.append((endpoint.replica_id, ok))
+        self.outcomes.append((endpoint.replica_id, outcome))
         self.ended.set()
+
+    def unserved(self, model: str) -> None:
+        self.without_engine.append(model)
 
 
 GPU = GPUReport(
@@ -471,6 +476,10 @@ class InMemoryControl:
 
     async def nodes(self) -> NodesReport:
         return NodesReport(nodes=(NODE, SILENT))
+
+    async def figures(self, since: float) -> FiguresReport:
+        points = tuple(FigurePoint(at=at, ended={Outcome.OK: 1}) for at in (5.0, 10.0) if at > since)
+        return FiguresReport(now=12.0, started=1.0, step_s=5.0, fleet=points, models={}, streams=())
 
     async def lift(self, request: LiftRequest) -> None:
         excluded = self.excluded.get(request.model, set())

@@ -70,7 +70,7 @@ async def test_while_waiting_for_the_engines_first_byte() -> None:
         async with asyncio.timeout(SOON):
             await running.engine.freed.wait()
             await running.dispatcher.ended.wait()
-        assert running.dispatcher.outcomes == [("r1", True)]
+        assert running.dispatcher.outcomes == [("r1", "cancelled")]
         assert len(running.engine.requests) == 1
 
 
@@ -81,7 +81,7 @@ async def test_in_mid_stream() -> None:
         async with asyncio.timeout(SOON):
             await running.engine.freed.wait()
             await running.dispatcher.ended.wait()
-        assert running.dispatcher.outcomes == [("r1", True)]
+        assert running.dispatcher.outcomes == [("r1", "cancelled")]
 
 
 async def test_while_a_large_body_goes_to_a_slow_engine() -> None:
@@ -118,7 +118,7 @@ async def test_a_client_that_stops_reading_is_given_up() -> None:
         async with raw_request(running), asyncio.timeout(10):
             await running.engine.freed.wait()
             await running.dispatcher.ended.wait()
-        assert running.dispatcher.outcomes == [("r1", True)]
+        assert running.dispatcher.outcomes == [("r1", "cancelled")]
 
 
 async def endless_and_large(exchange: Exchange) -> None:
@@ -143,7 +143,7 @@ async def test_a_hundred_that_leave_free_a_hundred_slots() -> None:
                 if running.engine.busy:
                     await running.engine.freed.wait()
                 await asyncio.sleep(0)
-        assert running.dispatcher.outcomes == [("r1", True)] * 100
+        assert running.dispatcher.outcomes == [("r1", "cancelled")] * 100
 
 
 async def test_a_pipelined_request_is_answered_after_its_forerunner() -> None:

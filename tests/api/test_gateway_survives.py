@@ -53,7 +53,7 @@ async def test_a_refused_connection_goes_to_the_next_replica() -> None:
         reply = await ask(running)
         assert reply.json() == COMPLETION
         assert reply.headers["x-xgen-replica"] == "r1"
-        assert running.dispatcher.outcomes == [("dead", False), ("r1", True)]
+        assert running.dispatcher.outcomes == [("dead", "failed"), ("r1", "ok")]
 
 
 async def headers_only(exchange: Exchange) -> None:
@@ -84,7 +84,7 @@ async def test_an_engine_that_dies_before_the_first_byte_is_replaced(fault: Play
         assert reply.headers["x-xgen-replica"] == "r2"
         assert reply.content.endswith(b"data: [DONE]\n\n") if stream else reply.json() == COMPLETION
         assert running.dispatcher.begun == ["r2"]
-        assert running.dispatcher.outcomes == [("r1", False), ("r2", True)]
+        assert running.dispatcher.outcomes == [("r1", "failed"), ("r2", "ok")]
 
 
 async def test_a_request_that_stops_every_engine_is_given_up() -> None:
@@ -96,13 +96,13 @@ async def test_a_request_that_stops_every_engine_is_given_up() -> None:
         assert (reply.status_code, error["type"]) == (502, "engine_error")
         assert "2 broke off" in error["message"]
         assert "may be what stops them" in error["message"]
-        assert running.dispatcher.outcomes == [("r1", False), ("r2", False)]
+        assert running.dispatcher.outcomes == [("r1", "failed"), ("r2", "failed")]
 
 
 async def test_the_same_replica_is_tried_again_when_there_is_no_other() -> None:
     async with stack(die, die) as running:  # pooled, then fresh
         assert (await ask(running)).json() == COMPLETION
-        assert running.dispatcher.outcomes == [("r1", False), ("r1", True)]
+        assert running.dispatcher.outcomes == [("r1", "failed"), ("r1", "ok")]
 
 
 async def test_a_stale_kept_connection_is_not_taken_for_a_dead_engine() -> None:
@@ -111,21 +111,23 @@ async def test_a_stale_kept_connection_is_not_taken_for_a_dead_engine() -> None:
         running.engine.plays.append(closes)  # as an engine whose idle timer fires on our reuse
         assert (await ask(running)).json() == COMPLETION
         assert [seen.connection for seen in running.engine.requests] == [1, 1, 2]
-        assert running.dispatcher.outcomes == [("r1", True)] * 2
+        assert running.dispatcher.outcomes == [("r1", "ok")] * 2
 
 
 async def test_an_engine_that_is_loading_is_asked_again_until_it_is_ready() -> None:
     async with stack(loading, loading) as running:
         assert (await ask(running)).json() == COMPLETION
-        assert running.dispatcher.outcomes == [("r1", False), ("r1", False), ("r1", True)]
+        assert running.dispatcher.outcomes == [("r1", "not_ready"), ("r1", "not_ready"), ("r1", "ok")]
 
 
-@pytest.mark.parametrize(("status", "ok"), [(429, True), (503, False), (400, True), (500, False)])
-async def test_an_engine_that_takes_no_more_is_told_apart_from_one_that_fails(status: int, ok: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(429, "full"), (503, "not_ready"), (400, "client_error"), (500, "failed")]
+)
+async def test_how_a_request_ended_is_told_apart(status: int, outcome: str) -> None:
     async with stack(answer(status, openai_shape())) as running:
         await ask(running)
-        assert running.dispatcher.outcomes[0] == ("r1", ok)
-        assert running.dispatcher.full == (["r1"] if status in (429, 503) else [])
+        assert running.dispatcher.outcomes[0] == ("r1", outcome)
+        assert running.dispatcher.without_engine == []
 
 
 async def test_while_one_engine_loads_another_answers() -> None:
@@ -157,7 +159,7 @@ async def test_a_stream_that_waits_has_signs_of_life() -> None:
             rest = [line async for line in lines]
         assert reply.status_code == 200
         assert rest[-2] == "data: [DONE]"
-        assert running.dispatcher.outcomes == [("r9", True)]
+        assert running.dispatcher.outcomes == [("r9", "ok")]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
@@ -207,7 +209,7 @@ async def test_a_request_waits_while_a_dead_engine_is_replaced() -> None:
                 await running.dispatcher.ended.wait()
         await running.dispatcher.add(living.url, "r2")
         assert (await asked).json() == COMPLETION
-        assert running.dispatcher.outcomes == [("dead", False)] * 3 + [("r2", True)]
+        assert running.dispatcher.outcomes == [("dead", "failed")] * 3 + [("r2", "ok")]
 
 
 async def test_a_dead_engine_that_is_not_replaced_in_time_is_told_of() -> None:
@@ -252,7 +254,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
         body = json.loads(error.removeprefix(b"data: "))
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert "incomplete" in body["error"]["message"]
-        assert running.dispatcher.outcomes == [("r1", False)]
+        assert running.dispatcher.outcomes == [("r1", "failed")]
         assert len(running.engine.requests) == 1
 
 
@@ -296,7 +298,7 @@ async def test_a_plain_body_that_breaks_off_is_not_passed_off_as_whole() -> None
     async with stack(half) as running:
         with pytest.raises(httpx.RemoteProtocolError):
             await ask(running)
-        assert running.dispatcher.outcomes == [("r1", False)]
+        assert running.dispatcher.outcomes == [("r1", "failed")]
 
 
 async def test_an_engine_that_falls_silent_is_given_up() -> None:
@@ -371,7 +373,8 @@ async def test_engine_errors_reach_the_client_in_openais_shape(
         assert "secret" not in reply.text
         assert reply.headers["retry-after"] == "3"
         assert reply.headers["x-xgen-replica"] == "r1"
-        assert running.dispatcher.outcomes == [("r1", got < 500 or got == 501)]
+        ended = "full" if status == 429 else "client_error" if got < 500 or got == 501 else "failed"
+        assert running.dispatcher.outcomes == [("r1", ended)]
 
 
 async def test_neither_the_engines_address_nor_its_key_reaches_the_client() -> None:

@@ -359,6 +359,7 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("post", "/management/scale"),
         ("get", "/management/status"),
         ("get", "/management/logs"),
+        ("get", "/management/figures"),
         ("post", "/management/load"),
         ("post", "/management/unload"),
         ("post", "/management/plan"),
@@ -366,3 +367,12 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
     for methods in described["paths"].values():
         for operation in methods.values():
             assert operation["summary"]
+
+
+async def test_figures_are_those_since(managed: Managed) -> None:
+    everything = (await managed.client.get("figures")).json()
+    assert [point["at"] for point in everything["fleet"]] == [5.0, 10.0]
+    assert everything["fleet"][0]["ended"] == {"ok": 1}
+    newer = (await managed.client.get("figures", params={"since": 5})).json()
+    assert [point["at"] for point in newer["fleet"]] == [10.0]
+    assert (await managed.client.get("figures", params={"since": "soon"})).status_code == 400

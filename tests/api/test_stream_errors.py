@@ -70,7 +70,7 @@ async def test_an_error_before_anything_else_goes_to_the_next_replica() -> None:
         reply = await ask(running)
         assert reply.headers["x-xgen-replica"] == "r2"
         assert b"error" not in reply.content
-        assert running.dispatcher.outcomes == [("r1", False), ("r2", True)]
+        assert running.dispatcher.outcomes == [("r1", "failed"), ("r2", "ok")]
 
 
 async def test_an_error_in_mid_stream_is_passed_on_and_counts_against_the_replica() -> None:
@@ -91,11 +91,11 @@ async def test_an_error_in_mid_stream_is_passed_on_and_counts_against_the_replic
             async for piece in pieces:
                 received += piece
         assert received == event("one") + DIED + DONE
-        assert running.dispatcher.outcomes == [("r1", False)]
+        assert running.dispatcher.outcomes == [("r1", "failed")]
 
 
 async def test_a_request_that_is_at_fault_itself_counts_against_nobody() -> None:
     async with stack(stream_of(REFUSED + DONE)) as running:
         reply = await ask(running)
         assert reply.content == REFUSED + DONE
-        assert running.dispatcher.outcomes == [("r1", True)]
+        assert running.dispatcher.outcomes == [("r1", "ok")]

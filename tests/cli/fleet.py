@@ -34,6 +34,7 @@ from xgen_ray.schema import (
     EngineStatus,
     ExclusionReport,
     FailureReport,
+    FiguresReport,
     FootprintLine,
     GPUReport,
     GPUsReport,
@@ -308,6 +309,9 @@ class Fleet:
 
     async def backends(self) -> BackendsReport:
         raise NotImplementedError
+
+    async def figures(self, since: float) -> FiguresReport:
+        return FiguresReport(now=since, started=0.0, step_s=5.0, fleet=(), models={}, streams=())
 
     async def nodes(self) -> NodesReport:
         return NodesReport(nodes=self.node_reports)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
-from xgen_ray.schema import Endpoint, Phase, PoolInfo, RequestHints, ServedModel
+from xgen_ray.schema import Endpoint, Outcome, Phase, PoolInfo, RequestHints, ServedModel
 from xgen_ray.serving.dispatcher import TableDispatcher
 from xgen_ray.serving.table import Route, RoutedEngine, RoutingTable
 
@@ -123,19 +123,19 @@ async def test_equals_share_the_work() -> None:
     for _ in range(50):
         first, second = await choose(router), await choose(router)
         assert {first.replica_id, second.replica_id} == {"r1", "r2"}
-        router.finished(first, ok=True)
-        router.finished(second, ok=True)
+        router.finished(first, Outcome.OK)
+        router.finished(second, Outcome.OK)
 
 
 async def test_use_is_told_and_forgotten_with_the_model() -> None:
     router = dispatcher(table(a=Phase.READY, b=Phase.READY))
     before = time.time()
     endpoint = await choose(router)
-    assert list(router.last_used()) == ["a"]
-    router.finished(endpoint, ok=True)
-    assert router.last_used()["a"] >= before
+    assert list(router.report().used) == ["a"]
+    router.finished(endpoint, Outcome.OK)
+    assert router.report().used["a"] >= before
     router.apply(table(2, b=Phase.READY))
-    assert router.last_used() == {}
+    assert router.report().used == {}
 
 
 def test_models_that_can_be_asked_for_are_listed() -> None:
@@ -194,7 +194,7 @@ async def test_an_engine_that_fails_is_doubted_and_passed_over() -> None:
     router = dispatcher(with_engines(1, engine("bad"), engine("good")))
     while (endpoint := await choose(router)).replica_id != "bad":
         pass
-    router.finished(endpoint, ok=False)
+    router.finished(endpoint, Outcome.FAILED)
     assert await router.doubted() == {"bad"}
     assert {(await choose(router)).replica_id for _ in range(3)} == {"good"}
 
@@ -206,7 +206,7 @@ async def test_what_was_answered_teaches_which_engine_is_fast() -> None:
         assert endpoint.replica_id == name
         router.answering(endpoint)
         await asyncio.sleep(pause)
-        router.finished(endpoint, ok=True, units=10)
+        router.finished(endpoint, Outcome.OK, units=10)
     taken = Counter([(await choose(router)).replica_id for _ in range(10)])
     assert taken["fast"] > taken["slow"]
 
@@ -235,7 +235,7 @@ async def test_another_name_for_a_model_is_served_and_not_listed() -> None:
     router = dispatcher(RoutingTable("life", 1, routes))
     assert (await choose(router, "a@b")).replica_id == "r1"
     assert [model.name for model in router.served()] == ["a"]
-    assert list(router.last_used()) == ["a"], "use counts for what control knows the engine by"
+    assert list(router.report().used) == ["a"], "use counts for what control knows the engine by"
 
 
 async def test_use_counts_for_the_pool_that_was_used() -> None:
@@ -247,7 +247,7 @@ async def test_use_counts_for_the_pool_that_was_used() -> None:
     }
     router = dispatcher(RoutingTable("life", 1, routes))
     await choose(router, "a@y")
-    assert list(router.last_used()) == ["a@y"]
+    assert list(router.report().used) == ["a@y"]
 
 
 async def test_requests_for_a_model_that_sleeps_wait_and_tell_it_once() -> None:

@@ -17,7 +17,7 @@ from tests.stack import STAND_IN_ENGINE
 from xgen_ray.backends.engine import EngineAdapter, create_adapter
 from xgen_ray.errors import EngineFailed
 from xgen_ray.process import Failure, FailureClass
-from xgen_ray.schema import Phase
+from xgen_ray.schema import Outcome, Phase
 from xgen_ray.serving.vitals import end_of_life, report_of_start
 
 SOON_S = 30.0
@@ -73,11 +73,11 @@ async def watching(folder: Path) -> AsyncIterator[Watched]:
 async def test_a_replica_that_fails_a_request_is_doubted_once() -> None:
     router = dispatcher(table(a=Phase.READY))
     waiting = asyncio.create_task(router.doubted())
-    router.finished(await choose(router), ok=True)
+    router.finished(await choose(router), Outcome.OK)
     await asyncio.sleep(0)
     assert not waiting.done()
     for _ in range(2):
-        router.finished(await choose(router), ok=False)
+        router.finished(await choose(router), Outcome.FAILED)
     assert await waiting == {"r1"}
     again = asyncio.create_task(router.doubted())
     await asyncio.sleep(0)

@@ -5,12 +5,14 @@ from typing import Protocol
 from xgen_ray.schema import (
     BackendsReport,
     Endpoint,
+    FiguresReport,
     GPUsReport,
     LiftRequest,
     LoadRequest,
     LogPage,
     ModelStatus,
     NodesReport,
+    Outcome,
     PlanReport,
     RequestHints,
     ScaleRequest,
@@ -40,14 +42,15 @@ class Dispatcher(Protocol):
     def answering(self, endpoint: Endpoint) -> None:
         """The first byte of a good answer has come. Called at most once for every ``choose``."""
 
-    def finished(self, endpoint: Endpoint, *, ok: bool, full: bool, units: int) -> None:
+    def finished(self, endpoint: Endpoint, outcome: Outcome, *, units: int) -> None:
         """The request on ``endpoint`` is over. Called exactly once for every ``choose`` that returned.
 
-        ``ok`` is False when the engine refused, broke off, was not ready or answered with a 5xx of
-        its own making; a client that went away, or a bad request, is no fault of the engine. ``full``: it
-        took no more for now (429, 503). ``units`` is how much was answered: events of a stream, or a
-        quarter of the bytes of a whole answer; about tokens.
+        ``units`` is how much was answered: events of a stream, or a quarter of the bytes of a whole answer;
+        about tokens.
         """
+
+    def unserved(self, model: str) -> None:
+        """A request for which ``choose`` was asked got no engine in all that time."""
 
 
 class ControlPlane(Protocol):
@@ -79,6 +82,9 @@ class ControlPlane(Protocol):
 
     async def nodes(self) -> NodesReport:
         """Every node, also one that does not answer, with why."""
+
+    async def figures(self, since: float) -> FiguresReport:
+        """Requests, tokens and times of the last hour, by model, in steps that ended after ``since``."""
 
     async def lift(self, request: LiftRequest) -> None:
         """Forget what was learned against backends of a model. Raises ModelNotFound if nothing was."""

@@ -200,6 +200,8 @@ class Gateway:
         finally:
             if relay.endpoint is not None:
                 note.replica, note.chosen = relay.endpoint.replica_id, relay.endpoint.why
+            else:
+                self._dispatcher.unserved(parsed.model)
 
     async def _options(self, path: str, headers: Mapping[bytes, bytes], reply: Reply) -> None:
         allowed = methods_of(path) or ("GET", "POST", "OPTIONS")

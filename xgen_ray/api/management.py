@@ -21,6 +21,7 @@ from xgen_ray.errors import XgenRayError
 from xgen_ray.schema import (
     LOADED_PATTERN,
     BackendsReport,
+    FiguresReport,
     GPUsReport,
     LiftRequest,
     LoadRequest,
@@ -115,6 +116,14 @@ def _add_questions(router: APIRouter, control: ControlPlane, follow_interval_s: 
     @router.get("/status", summary="Models: state, replicas, backend and why")
     async def status() -> StatusReport:
         return await control.status()
+
+    @router.get("/figures", summary="Requests, tokens and times of the last hour, by model")
+    async def figures(
+        since: Annotated[
+            float, Query(ge=0, description="Only steps that ended after this, in Unix seconds.")
+        ] = 0.0,
+    ) -> FiguresReport:
+        return await control.figures(since)
 
     @router.get(
         "/logs",

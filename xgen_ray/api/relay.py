@@ -16,7 +16,7 @@ from xgen_ray.api.contracts import Dispatcher
 from xgen_ray.api.stream_errors import StreamErrors
 from xgen_ray.api.upstream import Break, Call, Upstream, UpstreamBroke, engine_errors
 from xgen_ray.errors import EngineUnreachable, NotReady
-from xgen_ray.schema import Endpoint, RequestHints
+from xgen_ray.schema import Endpoint, Outcome, RequestHints
 
 # How much of an engine's error is read; what is longer is cut.
 ERROR_BYTES: Final = 256 * 1024
@@ -59,11 +59,11 @@ class Lease:
         """The first byte is there."""
         self._dispatcher.answering(self.endpoint)
 
-    def finish(self, *, ok: bool, full: bool = False) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """The first call counts."""
         if self._open:
             self._open = False
-            self._dispatcher.finished(self.endpoint, ok=ok, full=full, units=self.units)
+            self._dispatcher.finished(self.endpoint, outcome, units=self.units)
 
 
 class Relay:
@@ -124,14 +124,14 @@ class Relay:
             try:
                 whole = await self._attempt(lease)
             except UpstreamBroke as broke:
-                lease.finish(ok=False)
+                lease.finish(Outcome.FAILED)
                 self._count(broke.how, lease.endpoint.replica_id)
             else:
                 if whole is not None:
                     return whole
             finally:
                 # Left by the client, or by a fault of our own: the engine did nothing wrong.
-                lease.finish(ok=True)
+                lease.finish(Outcome.CANCELLED)
             self._avoid |= {lease.endpoint.replica_id}
 
     async def _choose(self) -> Endpoint:
@@ -192,7 +192,7 @@ class Relay:
         response = await self._upstream.open(lease.endpoint, self._call)
         try:
             if response.status == 503:
-                lease.finish(ok=False, full=True)
+                lease.finish(Outcome.NOT_READY)
                 return None
             if response.status >= 400:
                 await self._pass_error(response, lease)
@@ -219,7 +219,7 @@ class Relay:
             done = content.at_eof()
             lease.units += chunk.count(EVENT_START) if in_events else len(chunk) // BYTES_A_UNIT
             if done:
-                lease.finish(ok=True)
+                lease.finish(Outcome.OK)
             await reply.body(chunk, more=not done)
             if done:
                 return True
@@ -228,10 +228,10 @@ class Relay:
                 with engine_errors():
                     chunk = await content.readany()
             except UpstreamBroke as broke:
-                lease.finish(ok=False)
+                lease.finish(Outcome.FAILED)
                 return await self._broke_off(response, last, broke.how)
             if errors is not None and errors.feed(chunk):
-                lease.finish(ok=False)
+                lease.finish(Outcome.FAILED)
 
     async def _broke_off(self, response: aiohttp.ClientResponse, last: bytes, how: Break) -> bool:
         if content_type(response.headers) != EVENTS:
@@ -249,12 +249,19 @@ class Relay:
                 if len(body) > ERROR_BYTES:
                     break
         answer = error_answer(response.status, bytes(body), self._call)
-        lease.finish(ok=not answer.engine_at_fault, full=response.status == TOO_MANY)
+        lease.finish(_outcome_of(response.status, at_fault=answer.engine_at_fault))
         headers = passed_headers(response.headers, lease.endpoint, body=False)
         if answer.content is not None:
             await self._reply.json(answer.reply.status, answer.content, headers)
         else:
             await self._reply.error(replace(answer.reply, headers=()), headers, typed=self._typed)
+
+
+def _outcome_of(status: int, *, at_fault: bool) -> Outcome:
+    """How a request ended that was answered with an error."""
+    if status == TOO_MANY:
+        return Outcome.FULL
+    return Outcome.FAILED if at_fault else Outcome.CLIENT_ERROR
 
 
 def _given_up(model: str, breaks: list[Break]) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from xgen_ray import __version__
 from xgen_ray.errors import ModelNotFound
@@ -10,6 +10,7 @@ from xgen_ray.placement import FleetPlan, Observation
 from xgen_ray.schema import (
     BackendsReport,
     FailureReport,
+    FiguresReport,
     GPUsReport,
     LiftRequest,
     LoadRequest,
@@ -24,6 +25,7 @@ from xgen_ray.schema import (
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report
 from xgen_ray.serving.hands import Hands
+from xgen_ray.serving.history import History
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings, name_of
 from xgen_ray.serving.placing import dry_run
@@ -43,9 +45,10 @@ from xgen_ray.serving.state import (
     WakeAsked,
 )
 from xgen_ray.serving.table import RoutingTable
+from xgen_ray.serving.traffic import RouterReport
 
-# A router's call for the next table returns at the latest after this.
-TABLE_POLL_S = 10.0
+# A router's call for the next table returns at the latest after this: so old are its figures at most.
+TABLE_POLL_S = 2.5
 # How long a load without waiting still waits for a refusal that comes at once.
 PROMPT_ANSWER_S = 0.1
 # How long the log of a model that is ready may be out of reach.
@@ -67,6 +70,7 @@ class Control:
         self._apps = apps
         self._fleet = fleet
         self._loop = ControlLoop(settings, apps, make_hands)
+        self._history = History(time.time())
 
     async def start(self) -> None:
         await self._loop.start()
@@ -157,14 +161,19 @@ class Control:
         self._loop.post(ExclusionsLifted(request.model, request.backend, caller, time.time()))
         await outcome
 
-    async def next_table(self, known: tuple[str, int], used: Mapping[str, float]) -> RoutingTable:
+    async def figures(self, since: float) -> FiguresReport:
+        """What went through the routers in the last hour."""
+        return self._history.figures(since, time.time())
+
+    async def next_table(self, known: tuple[str, int], report: RouterReport) -> RoutingTable:
         """The table, as soon as it is another than ``known``, at the latest after TABLE_POLL_S.
 
         A life of control that has not taken stock yet has no table to give: a router keeps what it has.
-        ``used`` is when the router was last asked for each model, in Unix seconds.
+        ``report`` is the router's word on itself.
         """
-        if used:
-            self._loop.post(UseReported(used))
+        self._history.hear(report, time.time())
+        if report.used:
+            self._loop.post(UseReported(report.used))
         try:
             async with asyncio.timeout(TABLE_POLL_S):
                 while self._loop.state.table.stamp in (known, RoutingTable().stamp):

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
-from xgen_ray.schema import NO_HINTS, Endpoint, Phase, RequestHints, ServedModel
+from xgen_ray.schema import NO_HINTS, Endpoint, Outcome, Phase, RequestHints, ServedModel
 from xgen_ray.serving.routing import Balancer
-from xgen_ray.serving.table import Route, RoutingTable
+from xgen_ray.serving.table import Route, RoutedEngine, RoutingTable
+from xgen_ray.serving.traffic import RouterReport, Stream, Traffic, served_as
 
 LISTED_PHASES = frozenset({Phase.RESOLVING, Phase.LOADING, Phase.READY, Phase.RECOVERING, Phase.SLEEPING})
+_NO_ROOM = frozenset({Outcome.FULL, Outcome.NOT_READY})
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class TableDispatcher:
         self._used: dict[str, float] = {}
         # What control knows each engine's model by.
         self._wishes: dict[str, str] = {}
+        self._traffic = Traffic()
         self._doubted = _Word()
         self._woken = _Word()
 
@@ -63,6 +66,14 @@ class TableDispatcher:
             for engine in route.engines
             if route.listed
         }
+        self._traffic.know(
+            {
+                engine.replica_id: _stream(engine, name)
+                for name, route in table.routes.items()
+                for engine in route.engines
+                if route.listed
+            }
+        )
         now = time.monotonic()
         engines = {name: route.engines for name, route in table.routes.items()}
         self._balancer.know(engines, now, reports_lag_s=now - time.time())
@@ -73,7 +84,16 @@ class TableDispatcher:
         routes = self._table.routes.values()
         return tuple(route.model for route in routes if route.listed and route.phase in LISTED_PHASES)
 
-    def last_used(self) -> Mapping[str, float]:
+    def report(self) -> RouterReport:
+        """What control is to know of this router."""
+        return self._traffic.report(
+            self._last_used(),
+            [_stream(engine, "") for engine in self._balancer.at_work()],
+            {served_as(name) for name in self._table.routes},
+            time.monotonic(),
+        )
+
+    def _last_used(self) -> Mapping[str, float]:
         """When each model, or pool of it, was last asked or last answered here, in Unix seconds: now, while
         it answers.
         """
@@ -112,18 +132,35 @@ class TableDispatcher:
             left = until - time.monotonic()
             if left <= 0:
                 raise NotReady(f"{model} is {route.phase.value} and was not ready within {deadline_s:.0f} s")
-            await _wait(self._changed, left)
+            with self._traffic.waiting(model):
+                await _wait(self._changed, left)
 
     def answering(self, endpoint: Endpoint) -> None:
         """Told at the first byte of the answer."""
         self._balancer.answering(endpoint.ticket, time.monotonic())
 
-    def finished(self, endpoint: Endpoint, *, ok: bool, full: bool = False, units: int = 0) -> None:
+    def finished(self, endpoint: Endpoint, outcome: Outcome, *, units: int = 0) -> None:
         """Told once for every endpoint chosen."""
         self._used[self._wishes.get(endpoint.replica_id, endpoint.model)] = time.time()
-        self._balancer.finished(endpoint.ticket, time.monotonic(), ok=ok, full=full, units=units)
+        now, ok = time.monotonic(), outcome.well
+        request = self._balancer.finished(endpoint.ticket, now, ok=ok, full=outcome in _NO_ROOM, units=units)
+        if request is not None:
+            self._traffic.ended(
+                endpoint,
+                outcome,
+                started=request.started,
+                first=request.first,
+                now=now,
+                streamed=request.hints.streamed,
+                units=units,
+            )
         if not ok:
             self._doubted.add(endpoint.replica_id)
+
+    def unserved(self, model: str) -> None:
+        """A request got no engine, and is refused, or its client has left."""
+        if model in self._table.routes:
+            self._traffic.unserved(model, time.monotonic())
 
     async def doubted(self) -> frozenset[str]:
         """The replicas that have failed a request since the last call, once there is one. For one caller."""
@@ -168,6 +205,10 @@ def _check_pool(model: str, route: Route, pool: str) -> None:
             "x-xgen-pool, or leave that header out.",
             "x-xgen-pool",
         )
+
+
+def _stream(engine: RoutedEngine, name: str) -> Stream:
+    return Stream(served_as(engine.wish or name), engine.pool, engine.backend)
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

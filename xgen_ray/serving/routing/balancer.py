@@ -6,7 +6,7 @@ happens there, so that a choice only adds and compares.
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from xgen_ray.schema import RequestHints
@@ -86,6 +86,10 @@ class Balancer:
         facts = self._facts.get(replica_id)
         return facts.under_way if facts else 0
 
+    def at_work(self) -> Iterator[RoutedEngine]:
+        """The engine of each request that is under way."""
+        return (request.facts.engine for request in self._under_way.values())
+
     def choose(self, name: str, hints: RequestHints, avoid: frozenset[str], now: float) -> Choice | None:
         """An engine for a request to ``name``, None if all are in ``avoid`` or in another pool."""
         group = self._groups.get(name)
@@ -114,14 +118,17 @@ class Balancer:
         if request is not None and request.first is None:
             request.facts.answering(request, now)
 
-    def finished(self, ticket: int, now: float, *, ok: bool, full: bool = False, units: int = 0) -> None:
-        """The request is over. ``units`` is what was written of the answer, in events or about tokens.
+    def finished(
+        self, ticket: int, now: float, *, ok: bool, full: bool = False, units: int = 0
+    ) -> UnderWay | None:
+        """The request is over, and returned as it was. ``units`` is what was written of the answer, in events
+        or about tokens.
 
         ``ok`` is False for what is the engine's fault; ``full`` when it only had no room.
         """
         request = self._under_way.pop(ticket, None)
         if request is None:
-            return
+            return None
         facts, health = request.facts, request.facts.health
         if full:
             health.full(ticket, now)
@@ -136,6 +143,7 @@ class Balancer:
             self._doubtful.discard(facts)
         elif facts.engine.replica_id in self._facts:
             self._doubtful.add(facts)
+        return request
 
     def _able(self, engines: list[EngineFacts], pool: str | None, avoid: frozenset[str]) -> list[EngineFacts]:
         if pool is None and not avoid:
