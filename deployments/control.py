@@ -65,7 +65,7 @@ class Control:
         await self._control.start()
         # What is loaded by now stays: the collector need not look at it again in the middle of a decision.
         gc.freeze()
-        app: App = create_management_app(self._control, self._keys)
+        app: App = create_management_app(self._control, self._keys, links=self._settings.links)
         if not self._keys.required:
             app = LocalGuard(
                 app, allowed_hosts=self._settings.allowed_hosts, allowed_origins=self._settings.cors_origins

@@ -9,6 +9,7 @@ import ray
 
 from deployments.logs import log_transitions
 from xgen_ray import __version__
+from xgen_ray.models.shelf import Shelf
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.types import Plan
 from xgen_ray.serving.fetches import FetchState
@@ -75,6 +76,9 @@ class NodeOwnerActor:
 
     async def facts(self, model: str) -> ModelFacts:
         return await (await self._ready()).facts(model)
+
+    async def shelf(self) -> Shelf:
+        return await (await self._ready()).shelf()
 
     async def rehearse(self, plan: Plan) -> tuple[str, ...]:
         return await (await self._ready()).rehearse(plan)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError
 from xgen_ray.settings import (
     ControlSettings,
@@ -27,7 +28,23 @@ def keys_file(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 def test_keys_are_read_from_a_private_file(tmp_path: Path) -> None:
     path = keys_file(tmp_path, "alice: sk-1\nbob: 42\n")
-    assert read_api_keys(path) == (("alice", "sk-1"), ("bob", "42"))
+    assert read_api_keys(path) == (KeyEntry("alice", "sk-1"), KeyEntry("bob", "42"))
+
+
+def test_a_key_may_be_for_using_models_only(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, "ops: {key: sk-1, role: manage}\napp: {key: sk-2, role: infer}\nold: 3\n")
+    assert [(entry.name, entry.key, entry.role) for entry in read_api_keys(path)] == [
+        ("ops", "sk-1", Role.MANAGE),
+        ("app", "sk-2", Role.INFER),
+        ("old", "3", Role.MANAGE),
+    ]
+
+
+@pytest.mark.parametrize("entry", ["{secret: infer}", "{key: secret, for: a}", "{key: secret, role: secret}"])
+def test_a_malformed_entry_is_refused_without_repeating_it(tmp_path: Path, entry: str) -> None:
+    with pytest.raises(ConfigError, match="app") as refused:
+        read_api_keys(keys_file(tmp_path, f"app: {entry}\n"))
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
     │   ├── UnknownOption         an engine flag that this build of the engine does not know
     │   └── PathNotAllowed        a path outside the model directories
     ├── Unauthorized
+    ├── Forbidden                 a valid key that is not good for this
     ├── ModelNotFound             no such model is loaded, or no such file or repository exists
     ├── NameConflict              the name belongs to another model
     ├── WrongState                right request, wrong moment: load while unloading
@@ -76,6 +77,10 @@ class PathNotAllowed(InvalidRequest):
 
 class Unauthorized(XgenRayError):
     code = "invalid_api_key"
+
+
+class Forbidden(XgenRayError):
+    code = "forbidden"
 
 
 class ModelNotFound(XgenRayError):

@@ -188,6 +188,13 @@ class AssignmentReport(Wire):
     why: str
 
 
+class FaultReport(Wire):
+    """What is wrong with one of the options of a load, for a form to show beside its field."""
+
+    option: str
+    message: str
+
+
 class VerdictReport(Wire):
     """What was said of one node: ``reasons`` are why not, or how it ranks. ``fits`` is None where nobody
     weighed the model, since enough other nodes looked better.
@@ -230,7 +237,7 @@ class PlanReport(Wire):
 
     ``backend`` to ``argv`` are those of the first replica; ``assignments`` has all. ``evict`` are the idle
     models that would leave, or whose leaving would help a load with ``evict: idle``. ``missing`` of the
-    replicas have no place, and ``shortfall`` says why.
+    replicas have no place, and ``shortfall`` says why. ``faults`` are the options that a refusal blames.
     """
 
     accepted: bool
@@ -251,6 +258,8 @@ class PlanReport(Wire):
     evict: tuple[str, ...] = ()
     missing: int = 0
     shortfall: str | None = None
+    format: str | None = None
+    faults: tuple[FaultReport, ...] = ()
 
 
 class ModelStatus(Wire):
@@ -291,7 +300,9 @@ class LogPage(Wire):
 
 
 class GPUReport(Wire):
-    """One GPU as the page shows it; sizes in GB (10^9 is never used: 1 GB here is 2^30 bytes)."""
+    """One GPU as the page shows it; sizes in GB (10^9 is never used: 1 GB here is 2^30 bytes). ``label``
+    names it in a list: ``[0] AMD Radeon RX 7900 XTX (rocm, 24GB)``.
+    """
 
     id: int
     name: str
@@ -301,6 +312,7 @@ class GPUReport(Wire):
     memory: str | None
     node: str
     gpu_type: str
+    label: str
     uuid: str | None = None
     pci_bus_id: str | None = None
     gfx_version: str | None = None
@@ -343,7 +355,11 @@ class LeaseReport(Wire):
 
 
 class NodeReport(Wire):
-    """A node: hardware, engines, what is promised to whom. ``schedulable`` is False with a ``reason``."""
+    """A node: hardware, engines, what is promised to whom. ``schedulable`` is False with a ``reason``.
+
+    ``badges`` say in a word or two what it computes with, one for each kind: ``CUDA GPU``, ``ROCm GPU``,
+    ``Metal GPU``, ``GPU``, or ``CPU only``. A node that gives no answer has none.
+    """
 
     node: str
     node_id: str = ""
@@ -354,6 +370,7 @@ class NodeReport(Wire):
     leases: tuple[LeaseReport, ...] = ()
     models: tuple[str, ...] = ()
     gpus: tuple[GPUReport, ...]
+    badges: tuple[str, ...] = ()
     gpu_type: str
     recommended_backend: str
     available_backends: tuple[Backend, ...]
@@ -390,6 +407,7 @@ class GPUsReport(Wire):
     recommended_backend: str
     available_backends: tuple[Backend, ...]
     detection_method: str
+    badges: tuple[str, ...] = ()
     nodes: tuple[NodeReport, ...]
 
 

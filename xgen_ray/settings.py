@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+)
 
+from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import LoadRequest
@@ -51,6 +60,8 @@ def _expand(value: object) -> object:
     return Path(value).expanduser() if isinstance(value, str) else value
 
 
+# A link that a page shows must not be a script.
+HttpUrlText = Annotated[str, StringConstraints(pattern=r"^https?://")]
 UserPath = Annotated[Path, BeforeValidator(_expand)]
 
 
@@ -60,7 +71,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     api_keys_file: UserPath | None = Field(
-        None, description="YAML mapping of key names to keys, readable by its owner only."
+        None,
+        description="YAML mapping of key names to keys, or to {key: ..., role: infer} for a key that may "
+        "use models and look on; readable by its owner only.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Further host names by which a server without keys may be addressed."
@@ -87,6 +100,10 @@ class ControlSettings(Settings):
         None, description="The gfx ids that vllm-rocm may run on; by default those of vLLM's documentation."
     )
     hub_endpoint: str | None = Field(None, description="Another Hugging Face hub than the public one.")
+    links: Mapping[str, HttpUrlText] = Field(
+        default_factory=dict,
+        description="Other pages about this fleet, by name (ray, grafana): the page leads to them.",
+    )
     drain_s: PositiveFloat = Field(30.0, description="How long running requests may finish on an unload.")
 
 
@@ -103,8 +120,10 @@ def xdg_dir(variable: str, fallback: str) -> Path:
     return (Path(base) if base else Path.home() / fallback) / "xgen-ray"
 
 
-def read_api_keys(path: Path) -> tuple[tuple[str, str], ...]:
-    """(name, key) pairs from a YAML mapping. Raises ConfigError, also for a file that others can read."""
+def read_api_keys(path: Path) -> tuple[KeyEntry, ...]:
+    """The keys in a YAML mapping of names to keys, or to ``{key: ..., role: infer}``. Raises ConfigError,
+    also for a file that others can read.
+    """
     try:
         mode = path.stat().st_mode
         content = yaml.safe_load(path.read_text())
@@ -114,7 +133,19 @@ def read_api_keys(path: Path) -> tuple[tuple[str, str], ...]:
         raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:o}); chmod 600 {path}")
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path} must be a mapping of names to keys, like 'alice: sk-...'")
-    return tuple((str(name), str(key)) for name, key in content.items())
+    return tuple(_key_entry(path, str(name), entry) for name, entry in content.items())
+
+
+def _key_entry(path: Path, name: str, entry: object) -> KeyEntry:
+    if not isinstance(entry, dict):
+        return KeyEntry(name, str(entry))
+    roles = " or ".join(Role)
+    if "key" not in entry or not entry.keys() <= {"key", "role"}:
+        # What is there instead may be the key: it is not repeated.
+        raise ConfigError(f"{path}: {name} must be a key, or have 'key' and perhaps 'role' ({roles})")
+    if entry.get("role", Role.MANAGE) not in set(Role):
+        raise ConfigError(f"{path}: the role of {name} must be {roles}")
+    return KeyEntry(name, str(entry["key"]), Role(entry.get("role", Role.MANAGE)))
 
 
 def is_loopback(host: str) -> bool:
@@ -147,12 +178,12 @@ def _passes(name: str) -> bool:
     return name in ENGINE_ENV_NAMES or name.startswith(ENGINE_ENV_PREFIXES)
 
 
-def parse_keys(pairs: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """(name, key) pairs from ``NAME=KEY`` words. Raises ConfigError, which never repeats a key."""
-    keys: list[tuple[str, str]] = []
+def parse_keys(pairs: Iterable[str]) -> tuple[KeyEntry, ...]:
+    """The keys in ``NAME=KEY`` words. Raises ConfigError, which never repeats a key."""
+    keys: list[KeyEntry] = []
     for pair in pairs:
         name, separator, key = pair.partition("=")
         if not separator or not name or not key:
             raise ConfigError("an API key is given as NAME=KEY, for example --api-key alice=sk-...")
-        keys.append((name, key))
+        keys.append(KeyEntry(name, key))
     return tuple(keys)

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from xgen_ray.console import EventReport, EventsReport, LocalModel, LocalModelsReport
 from xgen_ray.errors import EngineFailed, ModelNotFound, NotReady, PlacementRefused, XgenRayError
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
@@ -352,11 +353,13 @@ GPU = GPUReport(
     memory="24GB",
     node="node-1",
     gpu_type="amd_rdna",
+    label="[0] AMD Radeon RX 7900 XTX (rocm, 24GB)",
     gfx_version="gfx1100",
 )
 NODE = NodeReport(
     node="node-1",
     gpus=(GPU,),
+    badges=("ROCm GPU",),
     gpu_type="rocm",
     recommended_backend="llama-server",
     available_backends=(Backend.LLAMA_SERVER_VULKAN,),
@@ -406,6 +409,21 @@ class InMemoryControl:
     wait_abandoned: asyncio.Event = field(default_factory=asyncio.Event)
     asked_for_logs: asyncio.Event = field(default_factory=asyncio.Event)
     fail_with: XgenRayError | None = None
+    happened: list[EventReport] = field(default_factory=list)
+    local: list[LocalModel] = field(default_factory=list)
+    found: tuple[NodeReport, ...] = (NODE, SILENT)
+    unreachable: XgenRayError | None = None
+    broken: Exception | None = None
+    looks: int = 0
+    steps: tuple[float, ...] = (5.0, 10.0)
+    version: int = 0
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def change(self) -> None:
+        """Something is another than it was: whoever waits for a change is told."""
+        self.version += 1
+        self.moved.set()
+        self.moved = asyncio.Event()
 
     def renew(self) -> None:
         """Forget everything."""
@@ -413,7 +431,11 @@ class InMemoryControl:
         self.requests.clear()
         self.lines.clear()
         self.excluded.clear()
-        self.fail_with = None
+        self.fail_with = self.unreachable = self.broken = None
+        self.happened.clear()
+        self.local.clear()
+        self.found = (NODE, SILENT)
+        self.looks = 0
         for event in (self.finish_loading, self.load_waits, self.wait_abandoned, self.asked_for_logs):
             event.clear()
 
@@ -475,10 +497,26 @@ class InMemoryControl:
         return BackendsReport(nodes={"node-1": NODE.backends})
 
     async def nodes(self) -> NodesReport:
-        return NodesReport(nodes=(NODE, SILENT))
+        self.looks += 1
+        if self.unreachable is not None:
+            raise self.unreachable
+        return NodesReport(nodes=self.found)
+
+    async def local_models(self) -> LocalModelsReport:
+        return LocalModelsReport(models=tuple(self.local))
+
+    async def events(self) -> EventsReport:
+        if self.broken is not None:
+            raise self.broken
+        return EventsReport(life="one", events=tuple(self.happened))
+
+    async def changed(self, known: str | None) -> str:
+        while known == f"one.{self.version}":
+            await self.moved.wait()
+        return f"one.{self.version}"
 
     async def figures(self, since: float) -> FiguresReport:
-        points = tuple(FigurePoint(at=at, ended={Outcome.OK: 1}) for at in (5.0, 10.0) if at > since)
+        points = tuple(FigurePoint(at=at, ended={Outcome.OK: 1}) for at in self.steps if at > since)
         return FiguresReport(now=12.0, started=1.0, step_s=5.0, fleet=points, models={}, streams=())
 
     async def lift(self, request: LiftRequest) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from xgen_ray.api.keys import ANONYMOUS, ApiKeys
+from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError, Unauthorized
 
 KEYS = ApiKeys([("alice", "sk-alice"), ("bob", "sk-bob")])
@@ -50,6 +51,13 @@ def test_without_keys_everybody_is_anonymous() -> None:
     assert not keys.required
     assert keys.admit({}) == ANONYMOUS
     assert keys.admit({b"authorization": b"Bearer whatever"}) == ANONYMOUS
+
+
+def test_a_key_says_what_its_caller_may_do() -> None:
+    keys = ApiKeys([KeyEntry("ops", "sk-1"), KeyEntry("app", "sk-2", Role.INFER)])
+    assert keys.identify({b"x-api-key": b"sk-1"}) == ("ops", Role.MANAGE)
+    assert keys.identify({b"x-api-key": b"sk-2"}) == ("app", Role.INFER)
+    assert ApiKeys().identify({}).role is Role.MANAGE
 
 
 def test_an_empty_key_is_a_mistake_in_the_settings() -> None:

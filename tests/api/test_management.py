@@ -17,6 +17,7 @@ from tests.api.support import NO_TLS, InMemoryControl, serving
 from xgen_ray.api.guard import LocalGuard
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.management import BODY_LIMIT_BYTES, create_management_app
+from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import EngineFailed
 from xgen_ray.placement.types import Backend
 
@@ -341,6 +342,60 @@ async def test_keys_are_needed_when_there_are_any() -> None:
         assert lifted.status_code == 204
 
 
+async def test_a_key_for_using_models_looks_on_and_changes_nothing() -> None:
+    keys = ApiKeys([KeyEntry("ops", "sk-ops"), KeyEntry("app", "sk-app", Role.INFER)])
+    async with managing(keys) as running:
+        app = {"authorization": "Bearer sk-app"}
+        for path in ("/status", "/nodes", "/gpus", "/events", "/options", "/local-models"):
+            assert (await running.client.get(path, headers=app)).status_code == 200
+        plan = await running.client.post("/plan", json={"model": "tiny"}, headers=app)
+        assert plan.status_code == 200
+        orders = {
+            "/load": {"model": "tiny"},
+            "/unload": {"name": "tiny"},
+            "/scale": {"name": "tiny", "replicas": 2},
+            "/lift": {"model": "tiny"},
+        }
+        for path, body in orders.items():
+            refused = await running.client.post(path, json=body, headers=app)
+            assert refused.status_code == 403
+            assert error_of(refused)["code"] == "forbidden"
+            assert "'app'" in error_of(refused)["message"]
+        assert running.control.models == {}
+
+
+async def test_the_session_says_who_is_asking() -> None:
+    keys = ApiKeys([KeyEntry("ops", "sk-ops"), KeyEntry("app", "sk-app", Role.INFER)])
+    async with managing(keys) as running:
+        for name, role in (("ops", "manage"), ("app", "infer")):
+            reply = await running.client.get("/session", headers={"x-api-key": f"sk-{name}"})
+            assert (reply.json()["key"], reply.json()["role"]) == (name, role)
+            assert "sk-" not in reply.text
+
+
+async def test_without_keys_everybody_manages(managed: Managed) -> None:
+    session = (await managed.client.get("/session")).json()
+    assert (session["key"], session["role"]) == (None, "manage")
+
+
+async def test_the_options_are_data_for_a_form(managed: Managed) -> None:
+    report = (await managed.client.get("/options")).json()
+    fields = {option["name"]: option for option in report["options"]}
+    assert fields["context"]["type"] == "integer"
+    assert fields["gpu_memory_utilization"]["maximum"] == 1
+    vulkan, vllm = (
+        next(row for row in report["backends"] if row["backend"] == name)
+        for name in ("llama-server-vulkan", "vllm-cuda")
+    )
+    assert (vulkan["engine"], vulkan["device"], vulkan["formats"]) == ("llama-server", "vulkan", ["gguf"])
+    assert "split_mode" in vulkan["options"]
+    assert "tensor_parallel_size" not in vulkan["options"]
+    assert {"tensor_parallel_size", "gpu_memory_utilization"} <= set(vllm["options"])
+    assert "split_mode" not in vllm["options"]
+    for row in report["backends"]:
+        assert set(row["options"]) <= {*fields, "backend", "gpus"}
+
+
 async def test_a_foreign_page_cannot_load_a_model(managed: Managed) -> None:
     headers = {"origin": "https://evil.example.com"}
     reply = await managed.client.post("/load?wait=false", json={"model": "a"}, headers=headers)
@@ -355,6 +410,11 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("get", "/management/gpus"),
         ("get", "/management/backends"),
         ("get", "/management/nodes"),
+        ("get", "/management/session"),
+        ("get", "/management/options"),
+        ("get", "/management/local-models"),
+        ("get", "/management/events"),
+        ("get", "/management/stream"),
         ("post", "/management/lift"),
         ("post", "/management/scale"),
         ("get", "/management/status"),

@@ -23,6 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 
 from xgen_ray.api import ApiKeys, create_management_app
+from xgen_ray.console import EventsReport, LocalModelsReport
 from xgen_ray.errors import ModelNotFound, PlacementRefused
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
@@ -116,6 +117,7 @@ L4 = GPUReport(
     memory="22GB",
     node="gpu-1",
     gpu_type="nvidia",
+    label="[0] NVIDIA L4 (cuda, 22GB)",
     uuid="GPU-0a1b",
     pci_bus_id="0000:01:00.0",
     compute_capability="8.9",
@@ -315,6 +317,15 @@ class Fleet:
 
     async def nodes(self) -> NodesReport:
         return NodesReport(nodes=self.node_reports)
+
+    async def local_models(self) -> LocalModelsReport:
+        raise NotImplementedError("the command line asks for no local models")
+
+    async def events(self) -> EventsReport:
+        raise NotImplementedError("the command line asks for no events")
+
+    async def changed(self, known: str | None) -> str:
+        raise NotImplementedError("the command line follows no stream")
 
     async def lift(self, request: LiftRequest) -> None:
         model = self.models.get(request.model)

@@ -73,18 +73,37 @@ def test_an_option_is_kept_or_refused_never_dropped(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "blamed", "words"),
     [
-        (EngineOptions(batch=256, ubatch=512), ("ubatch 512", "batch 256")),
-        (EngineOptions(threads=9), ("threads is 9", "8 cores")),
-        (EngineOptions(gpus=(0, 1), main_gpu=2), ("main_gpu is 2", "names 2")),
-        (EngineOptions(gpus=(0,), tensor_parallel_size=2), ("tensor_parallel_size is 2", "names 1")),
-        (EngineOptions(kv_cache_type="q4_0", flash_attention=False), ("q4_0", "flash attention")),
+        (EngineOptions(batch=256, ubatch=512), "ubatch", ("ubatch 512", "batch 256")),
+        (EngineOptions(threads=9), "threads", ("threads is 9", "8 cores")),
+        (EngineOptions(gpus=(0, 1), main_gpu=2), "main_gpu", ("main_gpu is 2", "names 2")),
+        (
+            EngineOptions(gpus=(0,), tensor_parallel_size=2),
+            "tensor_parallel_size",
+            ("tensor_parallel_size is 2", "names 1"),
+        ),
+        (
+            EngineOptions(kv_cache_type="q4_0", flash_attention=False),
+            "kv_cache_type",
+            ("q4_0", "flash attention"),
+        ),
     ],
 )
-def test_contradictions(options: EngineOptions, words: tuple[str, ...]) -> None:
-    (reason,) = contradictions(options, cpu_count=8)
-    assert all(word in reason for word in words)
+def test_contradictions(options: EngineOptions, blamed: str, words: tuple[str, ...]) -> None:
+    (fault,) = contradictions(options, cpu_count=8)
+    assert fault.option == blamed
+    assert all(word in fault.reason for word in words)
+
+
+def test_a_refusal_says_which_options_are_to_blame() -> None:
+    snapshot = node(rtx4090(), on=host(cpus=8))
+    asked = EngineOptions(context=10_000_000, threads=9, gpus=(3,))
+    made = plan(smollm2(), asked, snapshot, all_there(snapshot))
+    assert isinstance(made, Refusal)
+    cuda = next(item for item in made.candidates if item.backend is Backend.LLAMA_SERVER_CUDA)
+    assert [fault.option for fault in cuda.faults] == ["context", "gpus", "threads"]
+    assert [fault.reason for fault in cuda.faults] == list(cuda.reasons)
 
 
 @pytest.mark.parametrize(

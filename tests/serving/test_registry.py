@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.serving.builders import facts, inventory, request
+from xgen_ray.console import EventKind, EventReport
 from xgen_ray.errors import ConfigError
 from xgen_ray.placement import Exclusion, Observation, plan
 from xgen_ray.placement.types import Backend, Plan
 from xgen_ray.schema import Origin
+from xgen_ray.serving.chronicle import KEPT
 from xgen_ray.serving.registry import Registry
 from xgen_ray.serving.state import AppRecord, Record
 
@@ -83,3 +85,20 @@ def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(ConfigError, match="schema 99"):
         Registry(path)
+
+
+def test_events_come_back_newest_first_and_the_oldest_make_room(tmp_path: Path) -> None:
+    def happening(number: int) -> EventReport:
+        kind = EventKind.READY
+        return EventReport(id=f"e.{number}", at=float(number), kind=kind, level="info", message="ready")
+
+    first = Registry(tmp_path / "models.db")
+    assert first.events() == ()
+    first.add_events([happening(2), happening(1)])
+    first.close()
+    second = Registry(tmp_path / "models.db")
+    assert second.events() == (happening(2), happening(1))
+    second.add_events([happening(number) for number in range(KEPT + 2, 2, -1)])
+    assert len(second.events()) == KEPT
+    assert (second.events()[0], second.events()[-1]) == (happening(KEPT + 2), happening(3))
+    second.close()

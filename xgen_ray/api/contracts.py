@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from xgen_ray.console import EventsReport, LocalModelsReport
 from xgen_ray.schema import (
     BackendsReport,
     Endpoint,
@@ -85,6 +86,15 @@ class ControlPlane(Protocol):
 
     async def figures(self, since: float) -> FiguresReport:
         """Requests, tokens and times of the last hour, by model, in steps that ended after ``since``."""
+
+    async def local_models(self) -> LocalModelsReport:
+        """The models that lie under the model directories of the nodes that answer."""
+
+    async def events(self) -> EventsReport:
+        """What has happened lately. Cheap."""
+
+    async def changed(self, known: str | None) -> str:
+        """The stamp of what ``status`` and ``events`` tell, as soon as it is another than ``known``."""
 
     async def lift(self, request: LiftRequest) -> None:
         """Forget what was learned against backends of a model. Raises ModelNotFound if nothing was."""

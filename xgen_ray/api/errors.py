@@ -26,6 +26,7 @@ STATUS: Mapping[type[errors.XgenRayError], tuple[int, str]] = MappingProxyType(
         errors.UnknownOption: (400, INVALID),
         errors.PathNotAllowed: (403, "permission_error"),
         errors.Unauthorized: (401, "authentication_error"),
+        errors.Forbidden: (403, "permission_error"),
         errors.ModelNotFound: (404, INVALID),
         errors.NameConflict: (409, "conflict_error"),
         errors.WrongState: (409, "conflict_error"),

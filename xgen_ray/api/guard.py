@@ -76,8 +76,12 @@ class LocalGuard:
         )
 
 
+# Where in an ASGI scope the app finds who is calling.
+CALLER = "xgen_ray.caller"
+
+
 class KeyGuard:
-    """Lets a request through to the app when it carries one of the keys."""
+    """Lets a request through to the app when it carries one of the keys, and tells the app whose it is."""
 
     __slots__ = ("_app", "_keys")
 
@@ -88,7 +92,7 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                self._keys.admit(dict(scope["headers"]))
+                scope[CALLER] = self._keys.identify(dict(scope["headers"]))
             except XgenRayError as error:
                 await send_error(send, reply_for(error))
                 return

@@ -3,8 +3,9 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
+from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError, Unauthorized
 
 # What an unkeyed server calls its callers in the log.
@@ -19,21 +20,29 @@ _WRONG = (
 )
 
 
+class Caller(NamedTuple):
+    """Who sent a request: the name of the key, and what it is good for."""
+
+    name: str
+    role: Role
+
+
 class ApiKeys:
     """Named keys, kept as digests. Without any, the server is open to whoever can reach it."""
 
     __slots__ = ("_digests",)
 
-    def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
-        digests: list[tuple[str, bytes]] = []
-        for name, key in keys:
+    def __init__(self, keys: Iterable[KeyEntry | tuple[str, str]] = ()) -> None:
+        digests: list[tuple[Caller, bytes]] = []
+        for entry in keys:
+            name, key, role = KeyEntry(*entry)
             if not key.strip():
                 raise ConfigError(f"The API key named {name!r} is empty. Give it a value or remove it.")
-            digests.append((name, _digest(key.encode())))
+            digests.append((Caller(name, role), _digest(key.encode())))
         self._digests = tuple(digests)
 
     def __repr__(self) -> str:
-        return f"ApiKeys({[name for name, _ in self._digests]})"
+        return f"ApiKeys({[caller.name for caller, _ in self._digests]})"
 
     @property
     def required(self) -> bool:
@@ -41,17 +50,21 @@ class ApiKeys:
 
     def admit(self, headers: Mapping[bytes, bytes]) -> str:
         """The name of the caller's key, or Unauthorized. ``headers`` have lower-case names."""
+        return self.identify(headers).name
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """As ``admit``, with what the key is good for. Without keys, everybody may do everything."""
         if not self._digests:
-            return ANONYMOUS
+            return Caller(ANONYMOUS, Role.MANAGE)
         sent = _sent_key(headers)
         if sent is None:
             raise Unauthorized(_MISSING)
         digest = _digest(sent)
-        found: str | None = None
+        found: Caller | None = None
         # Every key is compared, whatever matched before: the time taken tells nothing.
-        for name, known in self._digests:
+        for caller, known in self._digests:
             if hmac.compare_digest(digest, known):
-                found = name
+                found = caller
         if found is None:
             raise Unauthorized(_WRONG)
         return found

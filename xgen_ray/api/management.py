@@ -3,20 +3,23 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from xgen_ray import __version__
+from xgen_ray.api.console import STREAM_HEADERS, add_console, require_manager
 from xgen_ray.api.contracts import ControlPlane
 from xgen_ray.api.errors import INVALID, ErrorReply, internal_error, reply_for
 from xgen_ray.api.guard import JsonBodyGuard, KeyGuard
 from xgen_ray.api.keys import ApiKeys
+from xgen_ray.api.stream import Stream
 from xgen_ray.errors import XgenRayError
 from xgen_ray.schema import (
     LOADED_PATTERN,
@@ -65,12 +68,18 @@ class ErrorResponse(Wire):
 
 
 def create_management_app(
-    control: ControlPlane, keys: ApiKeys, *, follow_interval_s: float = FOLLOW_INTERVAL_S
+    control: ControlPlane,
+    keys: ApiKeys,
+    *,
+    follow_interval_s: float = FOLLOW_INTERVAL_S,
+    stream: Stream | None = None,
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> FastAPI:
     """The app, with its routes under ``/management``; to be mounted at ``/api``.
 
-    With keys, every route needs one. There are no documentation pages, since those load scripts from
-    elsewhere; ``/management/openapi.json`` has the whole description.
+    With keys, every route needs one, and orders one whose role is to manage. ``links`` lead to other pages
+    about the fleet (``ray``, ``grafana``), for the page. There are no documentation pages, since those load
+    scripts from elsewhere; ``/management/openapi.json`` has the whole description.
     """
     app = FastAPI(
         title="xgen-ray management",
@@ -81,7 +90,11 @@ def create_management_app(
         redoc_url=None,
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
-    app.include_router(_routes(control, follow_interval_s))
+    router = APIRouter(prefix="/management")
+    _add_questions(router, control, follow_interval_s)
+    add_console(router, control, stream or Stream(control), links)
+    app.include_router(router)
+    app.include_router(_orders(control))
     # The last one added is the outermost: keys are checked before a body is read.
     app.add_middleware(JsonBodyGuard, limit_bytes=BODY_LIMIT_BYTES, timeout_s=BODY_TIMEOUT_S)
     app.add_middleware(KeyGuard, keys=keys)
@@ -90,13 +103,6 @@ def create_management_app(
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _unforeseen)
     return app
-
-
-def _routes(control: ControlPlane, follow_interval_s: float) -> APIRouter:
-    router = APIRouter(prefix="/management")
-    _add_questions(router, control, follow_interval_s)
-    _add_orders(router, control)
-    return router
 
 
 def _add_questions(router: APIRouter, control: ControlPlane, follow_interval_s: float) -> None:
@@ -144,21 +150,22 @@ def _add_questions(router: APIRouter, control: ControlPlane, follow_interval_s: 
         if not follow:
             return page
         events = _follow(control, page, limit, replica, follow_interval_s)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
-
-
-def _add_orders(router: APIRouter, control: ControlPlane) -> None:
-    @router.post("/lift", status_code=204, summary="Give excluded backends another chance")
-    async def lift(body: LiftRequest) -> None:
-        """A backend that failed on a model is left out until this is called; its status says which."""
-        await control.lift(body)
+        return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
 
     @router.post("/plan", summary="What a load would do, without doing it")
     async def plan(body: LoadRequest) -> PlanReport:
         """Always 200 for a well-formed request: ``accepted`` false is an answer, with its reasons."""
         return await control.plan(body)
+
+
+def _orders(control: ControlPlane) -> APIRouter:
+    """What changes the fleet: only for keys that may."""
+    router = APIRouter(prefix="/management", dependencies=[Depends(require_manager)])
+
+    @router.post("/lift", status_code=204, summary="Give excluded backends another chance")
+    async def lift(body: LiftRequest) -> None:
+        """A backend that failed on a model is left out until this is called; its status says which."""
+        await control.lift(body)
 
     @router.post(
         "/load", summary="Load a model", responses={202: {"model": ModelStatus, "description": "Loading"}}
@@ -186,6 +193,8 @@ def _add_orders(router: APIRouter, control: ControlPlane) -> None:
     async def scale(body: ScaleRequest) -> ModelStatus:
         """A fixed number, or a rule for it. What runs goes on; the state says how far it has come."""
         return await control.scale(body)
+
+    return router
 
 
 async def _follow(

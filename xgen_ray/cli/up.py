@@ -18,6 +18,7 @@ import typer
 from xgen_ray.cli import options, output
 from xgen_ray.cli.client import Server
 from xgen_ray.cli.exits import CommandError, ExitCode
+from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError
 from xgen_ray.process import free_port
 from xgen_ray.schema import LoadRequest, ModelStatus, Phase
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from deployments.local import LocalStack
 
 DRAIN_S = 30.0
+DASHBOARD_URL = "http://127.0.0.1:8265"
 WATCH_S = 0.3
 _LOOPBACK = "127.0.0.1"
 
@@ -100,6 +102,7 @@ def up(
         state_dir=(state_dir or xdg_dir("XDG_STATE_HOME", ".local/state")).absolute(),
         cache_dir=(cache_dir or xdg_dir("XDG_CACHE_HOME", ".cache")).absolute(),
         backend_commands=options.engine_commands(engine or ()),
+        links={"ray": DASHBOARD_URL} if dashboard else {},
         drain_s=DRAIN_S,
     )
     stop = _stop_on_signals()
@@ -107,7 +110,8 @@ def up(
         stack = _prepare(Path(run_dir), host, port, dashboard=dashboard)
         try:
             _start(stack, control, RouterSettings(replicas=routers), keys)
-            with Server(base_url, keys[0][1] if keys else None) as server:
+            own = next((entry.key for entry in keys if entry.role is Role.MANAGE), None)
+            with Server(base_url, own or (keys[0].key if keys else None)) as server:
                 _follow_loads(server, stop)
                 _announce(server, base_url)
             stop.wait()
@@ -131,7 +135,7 @@ def _prepare(run_dir: Path, host: str, port: int, *, dashboard: bool) -> "LocalS
 
 
 def _start(
-    stack: "LocalStack", control: ControlSettings, router: RouterSettings, keys: tuple[tuple[str, str], ...]
+    stack: "LocalStack", control: ControlSettings, router: RouterSettings, keys: tuple[KeyEntry, ...]
 ) -> None:
     from xgen_ray.api import ApiKeys
     from xgen_ray.hardware import detect_in_child

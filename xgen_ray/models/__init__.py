@@ -7,6 +7,7 @@ from xgen_ray.models.hf_folder import read_hf_folder
 from xgen_ray.models.inspection import inspect
 from xgen_ray.models.progress import progress_bar
 from xgen_ray.models.remote import RemoteModel, inspect_remote, survey_remote
+from xgen_ray.models.shelf import Shelf, ShelvedModel, read_shelf
 from xgen_ray.models.sources import ModelSource, default_name, parse_source
 from xgen_ray.models.types import DownloadProgress, ModelFacts, ModelFormat, ModelTask
 
@@ -17,6 +18,8 @@ __all__ = [
     "ModelSource",
     "ModelTask",
     "RemoteModel",
+    "Shelf",
+    "ShelvedModel",
     "default_name",
     "download",
     "inspect",
@@ -25,6 +28,7 @@ __all__ = [
     "progress_bar",
     "read_gguf",
     "read_hf_folder",
+    "read_shelf",
     "resolve_local",
     "survey_remote",
 ]

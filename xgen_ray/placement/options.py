@@ -6,7 +6,7 @@ from typing import Final
 
 from xgen_ray.models.types import ModelTask
 from xgen_ray.placement.rows import BACKENDS
-from xgen_ray.placement.types import Backend, BackendRow, Engine, EngineOptions
+from xgen_ray.placement.types import Backend, BackendRow, Engine, EngineOptions, Fault
 
 _ALL = frozenset(Backend)
 _GPU = frozenset(row.backend for row in BACKENDS.values() if row.needs_gpu)
@@ -60,50 +60,51 @@ def given(options: EngineOptions) -> Mapping[str, object]:
     )
 
 
-def foreign_options(row: BackendRow, options: EngineOptions) -> tuple[str, ...]:
-    """A reason for every option that ``row`` does not have, or has not with that value."""
-    reasons = [
-        f"{name} is an option of {_names(OPTION_BACKENDS[name])} only"
+def foreign_options(row: BackendRow, options: EngineOptions) -> tuple[Fault, ...]:
+    """A fault for every option that ``row`` does not have, or has not with that value."""
+    faults = [
+        Fault(name, f"{name} is an option of {_names(OPTION_BACKENDS[name])} only")
         for name, value in given(options).items()
         if row.backend not in OPTION_BACKENDS[name] and not _already_so(row, name, value)
     ]
     if row.engine is Engine.LLAMA_CPP_PYTHON and options.slots is not None and options.slots > 1:
-        reasons.append(f"slots is {options.slots}, but {row.backend} serves one request at a time")
+        reason = f"slots is {options.slots}, but {row.backend} serves one request at a time"
+        faults.append(Fault("slots", reason))
     if options.gpus and not row.needs_gpu:
-        reasons.append(f"it runs on the CPU, but gpus names {', '.join(map(str, options.gpus))}")
+        named = ", ".join(map(str, options.gpus))
+        faults.append(Fault("gpus", f"it runs on the CPU, but gpus names {named}"))
     if options.gpus == () and row.needs_gpu:
-        reasons.append("gpus is empty, which asks for the CPU")
-    return tuple(reasons)
+        faults.append(Fault("gpus", "gpus is empty, which asks for the CPU"))
+    return tuple(faults)
 
 
-def contradictions(options: EngineOptions, cpu_count: int) -> tuple[str, ...]:
-    """A reason for every pair of options, or option and machine, that cannot both be had."""
-    reasons = []
+def contradictions(options: EngineOptions, cpu_count: int) -> tuple[Fault, ...]:
+    """A fault for every pair of options, or option and machine, that cannot both be had."""
+    faults = []
     if options.batch is not None and options.ubatch is not None and options.ubatch > options.batch:
-        reasons.append(f"ubatch {options.ubatch} is more than batch {options.batch}; lower it or raise batch")
+        reason = f"ubatch {options.ubatch} is more than batch {options.batch}; lower it or raise batch"
+        faults.append(Fault("ubatch", reason))
     if options.threads is not None and options.threads > cpu_count:
-        reasons.append(
-            f"threads is {options.threads}, but the node has {cpu_count} cores; ask for at most that"
-        )
+        reason = f"threads is {options.threads}, but the node has {cpu_count} cores; ask for at most that"
+        faults.append(Fault("threads", reason))
     if (
         options.gpus is not None
         and options.main_gpu is not None
         and options.main_gpu >= max(len(options.gpus), 1)
     ):
-        reasons.append(
-            f"main_gpu is {options.main_gpu}, but gpus names {len(options.gpus)}: it counts within gpus"
-        )
-    reasons += _parallel_contradiction(options)
+        reason = f"main_gpu is {options.main_gpu}, but gpus names {len(options.gpus)}: it counts within gpus"
+        faults.append(Fault("main_gpu", reason))
+    faults += _parallel_contradiction(options)
     if options.tool_parser is not None and options.task in (ModelTask.EMBED, ModelTask.RERANK):
-        reasons.append(
-            f"tool_parser is {options.tool_parser}, but a model that must {options.task} calls no tools"
-        )
+        reason = f"tool_parser is {options.tool_parser}, but a model that must {options.task} calls no tools"
+        faults.append(Fault("tool_parser", reason))
     if options.flash_attention is False and options.kv_cache_type not in (None, "f16"):
-        reasons.append(f"a {options.kv_cache_type} cache needs flash attention, which the options turn off")
-    return tuple(reasons)
+        reason = f"a {options.kv_cache_type} cache needs flash attention, which the options turn off"
+        faults.append(Fault("kv_cache_type", reason))
+    return tuple(faults)
 
 
-def _parallel_contradiction(options: EngineOptions) -> tuple[str, ...]:
+def _parallel_contradiction(options: EngineOptions) -> tuple[Fault, ...]:
     tensor, pipeline = options.tensor_parallel_size, options.pipeline_parallel_size
     if not options.gpus or (tensor is None and pipeline in (None, 1)):
         return ()
@@ -111,13 +112,13 @@ def _parallel_contradiction(options: EngineOptions) -> tuple[str, ...]:
     if pipeline in (None, 1):
         if tensor == count:
             return ()
-        return (
-            f"tensor_parallel_size is {tensor}, but gpus names {count}; make them equal or leave one out",
-        )
+        reason = f"tensor_parallel_size is {tensor}, but gpus names {count}; make them equal or leave one out"
+        return (Fault("tensor_parallel_size", reason),)
     if (tensor or 1) * pipeline == count or (tensor is None and count % pipeline == 0):
         return ()
     sizes = f"tensor_parallel_size {tensor or 1} times pipeline_parallel_size {pipeline}"
-    return (f"{sizes} is not the {count} GPUs that gpus names; make them equal or leave gpus out",)
+    reason = f"{sizes} is not the {count} GPUs that gpus names; make them equal or leave gpus out"
+    return (Fault("pipeline_parallel_size", reason),)
 
 
 def _already_so(row: BackendRow, name: str, value: object) -> bool:

@@ -12,6 +12,7 @@ from xgen_ray.placement.types import (
     BackendRow,
     Candidate,
     EngineOptions,
+    Fault,
     Footprint,
     GPUNeed,
     ProfileNote,
@@ -84,6 +85,7 @@ def no(
     bill: Footprint | None = None,
     short: str | None = None,
     missing_bytes: int | None = None,
+    faults: Sequence[Fault] = (),
 ) -> Weighed:
-    candidate = Candidate(row.backend, False, tuple(reasons), bill, missing_bytes)
+    candidate = Candidate(row.backend, False, tuple(reasons), bill, missing_bytes, tuple(faults))
     return Weighed(candidate, cause, short=short)

@@ -233,8 +233,17 @@ class ResolvedOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one option as it was asked for."""
+
+    option: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """One backend as it was weighed. ``reasons`` explain a no, each with its numbers.
+    """One backend as it was weighed. ``reasons`` explain a no, each with its numbers; ``faults`` are those of
+    them that one option is to blame for.
 
     ``missing_bytes`` is how much memory more would have been enough, when memory is all that is missing.
     """
@@ -244,6 +253,7 @@ class Candidate:
     reasons: tuple[str, ...]
     footprint: Footprint | None = None
     missing_bytes: int | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from xgen_ray.placement.types import (
     Candidate,
     DeviceBudget,
     Engine,
+    Fault,
     Footprint,
     ProfileNote,
     ResolvedOptions,
@@ -32,9 +33,10 @@ MADE_SMALLER = "made smaller to fit"
 
 def weigh(row: BackendRow, found: Found, question: Question) -> Weighed:
     """Weigh a backend of the model's format, as it was found on the node."""
-    reasons = _request_reasons(row, question)
+    faults = _faults(row, question)
+    reasons = (*_task_reasons(row, question), *(fault.reason for fault in faults))
     if reasons:
-        return no(row, Cause.REQUEST, reasons)
+        return no(row, Cause.REQUEST, reasons, faults=faults)
     if not found.status.available:
         return no(row, Cause.ABSENT, [found.status.reason])
     host = host_budget(question.snapshot.host, question.usage)
@@ -84,8 +86,8 @@ def _offered(
     return offered, withheld, () if offered else withheld
 
 
-def _request_reasons(row: BackendRow, question: Question) -> tuple[str, ...]:
-    facts, task, options = question.facts, question.task, question.options
+def _task_reasons(row: BackendRow, question: Question) -> tuple[str, ...]:
+    facts, task = question.facts, question.task
     reasons: list[str] = []
     if task not in row.tasks:
         reasons.append(f"it cannot {task}")
@@ -93,13 +95,18 @@ def _request_reasons(row: BackendRow, question: Question) -> tuple[str, ...]:
         reasons.append(f"the model is made to {facts.task}, so it cannot {task}")
     if facts.task is ModelTask.GENERATE and task is ModelTask.RERANK:
         reasons.append("the model is made to generate, so it cannot rerank")
-    context = context_refusal(facts, options, question.policy)
-    if context is not None:
-        reasons.append(context)
-    reasons += _named(question)[1]
-    reasons += contradictions(options, question.snapshot.host.cpu_count)
-    reasons += foreign_options(row, options)
     return tuple(reasons)
+
+
+def _faults(row: BackendRow, question: Question) -> tuple[Fault, ...]:
+    options = question.options
+    context = context_refusal(question.facts, options, question.policy)
+    return (
+        *((Fault("context", context),) if context is not None else ()),
+        *(Fault("gpus", reason) for reason in _named(question)[1]),
+        *contradictions(options, question.snapshot.host.cpu_count),
+        *foreign_options(row, options),
+    )
 
 
 def _named(question: Question) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from xgen_ray import __version__
+from xgen_ray.console import EventsReport, LocalModelsReport
 from xgen_ray.errors import ModelNotFound
 from xgen_ray.placement import FleetPlan, Observation
 from xgen_ray.schema import (
@@ -23,7 +24,12 @@ from xgen_ray.schema import (
     StatusReport,
 )
 from xgen_ray.serving.apps import Apps
-from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report
+from xgen_ray.serving.fleet_reports import (
+    backends_report,
+    gpus_report,
+    nodes_report,
+    shelves_report,
+)
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.history import History
 from xgen_ray.serving.looks import FleetReader
@@ -143,7 +149,20 @@ class Control:
         report = plan_report(request.model, decision)
         if isinstance(decision, FleetPlan):
             report = report.model_copy(update={"argv": await self._fleet.rehearse(decision)})
-        return report
+        return report.model_copy(update={"format": facts.format.value})
+
+    async def local_models(self) -> LocalModelsReport:
+        """What lies in the model directories of the nodes that answer."""
+        return shelves_report(await self._fleet.shelves())
+
+    async def events(self) -> EventsReport:
+        return EventsReport(life=self._loop.state.epoch, events=self._loop.chronicle.events)
+
+    async def changed(self, known: str | None) -> str:
+        """The stamp of the state, as soon as it is another than ``known``."""
+        while known == (stamp := f"{self._loop.state.epoch}.{self._loop.steps}"):
+            await self._loop.stepped.wait()
+        return stamp
 
     async def nodes(self) -> NodesReport:
         fleet = self._fleet

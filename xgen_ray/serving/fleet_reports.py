@@ -1,8 +1,10 @@
 """From what nodes say of themselves to what the management API answers about them. Pure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from xgen_ray.console import LocalModel, LocalModelsReport
 from xgen_ray.hardware.types import GPUInfo, GPUType, GPUUsage
+from xgen_ray.models import Shelf, ShelvedModel
 from xgen_ray.placement import PlacementPolicy, available_backends, gpu_key, recommend
 from xgen_ray.placement.sizes import GIB
 from xgen_ray.placement.types import BackendStatus
@@ -34,6 +36,14 @@ API_GPU_TYPES: dict[GPUType, str] = {
     GPUType.CPU: "cpu",
     GPUType.UNKNOWN: "gpu",
 }
+# What a node is called by the kinds of GPU that it has, in the order in which it names them.
+_BADGES: dict[str, str] = {
+    "cuda": "CUDA GPU",
+    "rocm": "ROCm GPU",
+    "metal": "Metal GPU",
+    "gpu": "GPU",
+    "cpu": "CPU only",
+}
 # A model that could run on either of two nodes runs best on the kind that comes first.
 _KINDS = ("cuda", "rocm", "metal", "gpu", "cpu")
 
@@ -64,7 +74,36 @@ def gpus_report(nodes: NodesReport) -> GPUsReport:
         recommended_backend=first.recommended_backend if first else "cpu",
         available_backends=tuple(available),
         detection_method=first.detection_method if first else "cpu_fallback",
+        badges=badges(gpu.type for node in nodes.nodes for gpu in node.gpus),
         nodes=nodes.nodes,
+    )
+
+
+def badges(kinds: Iterable[str]) -> tuple[str, ...]:
+    """One for each of ``kinds`` (the API's words for them): of none, that there is a CPU and nothing else."""
+    found = set(kinds) or {"cpu"}
+    return tuple(badge for kind, badge in _BADGES.items() if kind in found)
+
+
+def shelves_report(shelves: Mapping[str, Shelf]) -> LocalModelsReport:
+    """What lies on the nodes, by their names: models of the same path, kind and size are one."""
+    where: dict[ShelvedModel, list[str]] = {}
+    for node, shelf in shelves.items():
+        for model in shelf.models:
+            where.setdefault(model, []).append(node)
+    models = [
+        LocalModel(
+            model=str(model.path),
+            name=model.name,
+            format=model.format.value,
+            size_bytes=model.size_bytes,
+            nodes=tuple(sorted(nodes)),
+        )
+        for model, nodes in where.items()
+    ]
+    return LocalModelsReport(
+        models=tuple(sorted(models, key=lambda model: (model.name, model.model))),
+        incomplete=tuple(f"{node}: {text}" for node, shelf in shelves.items() for text in shelf.left_out),
     )
 
 
@@ -101,6 +140,7 @@ def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refu
         ),
         models=tuple(sorted(here)),
         gpus=tuple(_gpu(index, gpu, state) for index, gpu in enumerate(detection.gpus)),
+        badges=badges(API_GPU_TYPES[gpu.gpu_type] for gpu in detection.gpus),
         gpu_type=API_GPU_TYPES[primary.gpu_type] if primary else "cpu",
         recommended_backend=recommend(state.snapshot, state.statuses, vllm_rocm_gfx=policy.vllm_rocm_gfx),
         available_backends=tuple(status.backend for status in statuses if status.available),
@@ -166,13 +206,16 @@ def _gpu(index: int, gpu: GPUInfo, state: NodeState) -> GPUReport:
         gpu.device_index, gpu.uuid, gpu.pci_bus_id
     )
     leased = [claim.size_bytes for lease in state.leases for claim in lease.claims if claim.device == key]
+    kind = API_GPU_TYPES[gpu.gpu_type]
+    memory = f"{memory_gb:.0f}GB" if memory_gb else None
     return GPUReport(
         id=index,
         name=gpu.device_name,
-        type=API_GPU_TYPES[gpu.gpu_type],
+        type=kind,
         available=True,
         memory_gb=memory_gb,
-        memory=f"{memory_gb:.0f}GB" if memory_gb else None,
+        memory=memory,
+        label=f"[{index}] {gpu.device_name} ({', '.join(word for word in (kind, memory) if word)})",
         node=state.node.name,
         gpu_type=gpu.gpu_type.value,
         uuid=gpu.uuid,

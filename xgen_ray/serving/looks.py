@@ -6,7 +6,7 @@ from typing import Final
 
 from xgen_ray.errors import ModelNotFound, NotReady, XgenRayError
 from xgen_ray.hardware.types import GPUDetectionResult, HostFacts, NodeSnapshot
-from xgen_ray.models import ModelFacts, parse_source
+from xgen_ray.models import ModelFacts, Shelf, parse_source
 from xgen_ray.placement import RAM, FleetPlan, NodeView, Outstanding, PlacementPolicy
 from xgen_ray.schema import Progress
 from xgen_ray.serving.node_state import NodeState, Versions
@@ -69,6 +69,20 @@ class FleetReader:
                 names = ", ".join(sorted(others.values()))
                 raise ModelNotFound(f"{error.message} No other node has it ({names}).") from None
             raise
+
+    async def shelves(self) -> Mapping[str, Shelf]:
+        """What lies in the model directories, by node; of those that answer."""
+        alive = await self._nodes.alive()
+        answers = await asyncio.gather(*(self._shelf(node_id) for node_id in alive))
+        return {
+            name: answer for name, answer in zip(alive.values(), answers, strict=True) if answer is not None
+        }
+
+    async def _shelf(self, node_id: str) -> Shelf | None:
+        try:
+            return await self._nodes.shelf(node_id)
+        except XgenRayError:
+            return None
 
     async def look(
         self, model: str, on_progress: Callable[[Progress], None] | None = None

@@ -13,6 +13,7 @@ from xgen_ray.errors import XgenRayError
 from xgen_ray.models import default_name, parse_source
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.apps import Apps
+from xgen_ray.serving.chronicle import Chronicle, note
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.registry import Registry
@@ -52,7 +53,9 @@ class LoopSettings:
 
 
 class ControlLoop:
-    """Owns the state. Others post events and read ``state``; nobody else changes it.
+    """Owns the state. Others post events and read ``state`` and its ``chronicle``; nobody else changes them.
+    ``stepped`` is set at the end of each step, ``table_changed`` when there is another table: waiters take
+    the one of the moment.
 
     ``make_hands`` is given the loop's ``post``.
     """
@@ -65,6 +68,9 @@ class ControlLoop:
     ) -> None:
         self.state = ControlState()
         self.table_changed = asyncio.Event()
+        self.chronicle = Chronicle()
+        self.steps = 0
+        self.stepped = asyncio.Event()
         self._settings = settings
         self._apps = apps
         self._hands = make_hands(self.post)
@@ -80,6 +86,7 @@ class ControlLoop:
         for sentence in unreadable:
             logger.error("registry: %s", sentence)
         exclusions, observations = self._registry.lessons()
+        self.chronicle = Chronicle(self._registry.events())
         seen = await self._apps.look()
         restored = Restored(
             records=records,
@@ -136,8 +143,15 @@ class ControlLoop:
             before = self.state
             self.state, effects = self._judge(event)
             _log_transitions(before, self.state)
+            chronicle, self.chronicle = self.chronicle, note(self.chronicle, before, self.state, time.time())
+            self.steps += 1
+            self.stepped.set()
+            self.stepped = asyncio.Event()
             for effect in effects:
                 await self._carry_out(effect)
+            if self.chronicle.told != chronicle.told:
+                new = self.chronicle.events[: self.chronicle.told - chronicle.told]
+                await asyncio.to_thread(self._registry.add_events, new)
 
     def _judge(self, event: Event) -> tuple[ControlState, tuple[Effect, ...]]:
         try:

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from xgen_ray.errors import DiskFull, ModelNotFound, WrongState
 from xgen_ray.hardware import GPUProcesses, NodeSnapshot, NodeUsage
+from xgen_ray.models.shelf import Shelf
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.claims import RAM, Claim
 from xgen_ray.placement.types import BackendStatus, Plan
@@ -205,6 +206,10 @@ class NodeOwner:
         lease = self._book.leases.get(lease_id)
         if lease is not None and lease.holder is not None and lease.holder.replica_id == replica_id:
             self._end(lease)
+
+    async def shelf(self) -> Shelf:
+        """What lies in this node's model directories."""
+        return await asyncio.to_thread(self._sources.shelf)
 
     async def has_source(self, model: str) -> bool:
         """Whether the files of ``model`` are on this node."""

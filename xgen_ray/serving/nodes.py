@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xgen_ray import __version__
 from xgen_ray.errors import NotReady, XgenRayError
+from xgen_ray.models.shelf import Shelf
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.types import Backend, Plan
 from xgen_ray.serving.fetches import FetchState
@@ -128,6 +129,10 @@ class Nodes:
 
     async def facts(self, node_id: str, model: str) -> ModelFacts:
         answer: ModelFacts = await self._ask(node_id, "facts", model)
+        return answer
+
+    async def shelf(self, node_id: str) -> Shelf:
+        answer: Shelf = await self._ask(node_id, "shelf")
         return answer
 
     async def rehearse(self, node_id: str, plan: Plan) -> tuple[str, ...]:

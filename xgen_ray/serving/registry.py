@@ -1,5 +1,6 @@
 """What operators asked for and what was learned, kept over restarts: an SQLite file on the head node."""
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from xgen_ray.console import EventReport
 from xgen_ray.errors import ConfigError
 from xgen_ray.placement import Exclusion, Observation
+from xgen_ray.serving.chronicle import KEPT
 from xgen_ray.serving.state import Record
 
 T = TypeVar("T")
@@ -16,6 +19,7 @@ T = TypeVar("T")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS lessons (kind TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 """
 _SCHEMA_VERSION = 2
 _RECORD = TypeAdapter(Record)
@@ -67,6 +71,23 @@ class Registry:
     def lessons(self) -> tuple[tuple[Exclusion, ...], tuple[Observation, ...]]:
         """The exclusions and the observations; those that cannot be read count as none."""
         return self._lesson("exclusions", _EXCLUSIONS), self._lesson("observations", _OBSERVATIONS)
+
+    def events(self) -> tuple[EventReport, ...]:
+        """What has happened, newest first; what cannot be read is left out."""
+        found = []
+        rows = self._db.execute("SELECT record FROM events ORDER BY number DESC LIMIT ?", (KEPT,))
+        for (text,) in rows:
+            with contextlib.suppress(ValidationError):
+                found.append(EventReport.model_validate_json(text))
+        return tuple(found)
+
+    def add_events(self, events: Iterable[EventReport]) -> None:
+        """``events`` are newest first. The oldest make room for them."""
+        rows = [(event.model_dump_json(),) for event in reversed(tuple(events))]
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT INTO events (record) VALUES (?)", rows)
+        self._db.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (KEPT,))
+        self._db.execute("COMMIT")
 
     def remember(self, record: Record) -> None:
         text = _RECORD.dump_json(record).decode()

@@ -1,7 +1,7 @@
 """From control's state to what the management API answers about models. Pure."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from xgen_ray.hardware.types import GPUInfo
 from xgen_ray.placement import Assignment, Exclusion, FleetPlan, FleetRefusal, NodeVerdict, model_key
@@ -11,6 +11,7 @@ from xgen_ray.schema import (
     CandidateReport,
     EngineStatus,
     ExclusionReport,
+    FaultReport,
     FootprintLine,
     ModelStatus,
     Phase,
@@ -66,6 +67,7 @@ def plan_report(source: str, decision: FleetPlan | FleetRefusal) -> PlanReport:
             candidates=candidates,
             nodes=verdicts,
             evict=decision.would_fit_without,
+            faults=_faults(candidate for verdict in decision.nodes for candidate in verdict.candidates),
         )
     first = decision.assignments[0]
     report = one_node_report(source, first.plan)
@@ -127,6 +129,15 @@ def _footprint(footprint: Footprint) -> tuple[FootprintLine, ...]:
         FootprintLine(name=item.name, size_bytes=item.size_bytes, on_gpu=item.on_gpu, detail=item.detail)
         for item in footprint.items
     )
+
+
+def _faults(candidates: Iterable[Candidate]) -> tuple[FaultReport, ...]:
+    """For each option to blame, the first thing that is wrong with it."""
+    first: dict[str, str] = {}
+    for candidate in candidates:
+        for fault in candidate.faults:
+            first.setdefault(fault.option, fault.reason)
+    return tuple(FaultReport(option=option, message=message) for option, message in first.items())
 
 
 def _verdict(verdict: NodeVerdict) -> VerdictReport:

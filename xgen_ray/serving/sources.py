@@ -9,10 +9,12 @@ from xgen_ray.models import (
     DownloadProgress,
     ModelFacts,
     ModelSource,
+    Shelf,
     download,
     inspect,
     inspect_remote,
     parse_source,
+    read_shelf,
     resolve_local,
 )
 from xgen_ray.placement import gib
@@ -76,6 +78,10 @@ class SourceFinder:
         return inspect_remote(
             parse_source(model), cache_dir=self._hub_dir, endpoint=self._endpoint, token=self._token
         )
+
+    def shelf(self) -> Shelf:
+        """The models in the model directories."""
+        return read_shelf(self._model_dirs)
 
     def present(self, model: str) -> bool:
         """Whether the files of ``model`` are on this node, complete; fetches nothing."""
