@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xgen_ray.models import default_name, parse_source
 from xgen_ray.placement.types import Backend, EngineOptions
 
 # A name that is safe in a URL, a header, a log line and an application name. ``@`` parts a model's name from
@@ -76,6 +77,14 @@ class LoadRequest(Wire):
     )
     options: EngineOptions = EngineOptions()
 
+    @property
+    def loaded_as(self) -> str:
+        """What it is loaded, scaled and unloaded as: the name that its model is served under, and the pool if
+        it is one of several. Raises InvalidRequest for a source that cannot be read.
+        """
+        name = self.name or default_name(parse_source(self.model))
+        return name if self.pool is None else f"{name}@{self.pool}"
+
     @model_validator(mode="after")
     def _one_number(self) -> Self:
         if self.scaling is not None and self.replicas != 1:
@@ -102,6 +111,24 @@ class Origin(StrEnum):
 
     DECLARED = "declared"
     API = "api"
+
+
+class ChangeKind(StrEnum):
+    """What applying a configuration does to a model. SCALE leaves its engines alone but for their number,
+    RELOAD ends them and starts others, KEEP touches nothing.
+    """
+
+    LOAD = "load"
+    UNLOAD = "unload"
+    RELOAD = "reload"
+    SCALE = "scale"
+    KEEP = "keep"
+
+
+class DeclaredChange(Wire):
+    name: str
+    kind: ChangeKind
+    why: str
 
 
 class Phase(StrEnum):

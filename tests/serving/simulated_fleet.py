@@ -19,7 +19,7 @@ from xgen_ray.placement import (
     gpu_key,
     observe,
 )
-from xgen_ray.schema import Scaling
+from xgen_ray.schema import LoadRequest, Scaling
 from xgen_ray.serving import leases
 from xgen_ray.serving.ladder import NO_LEASE
 from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
@@ -163,6 +163,10 @@ class World:
     log: list[str] = field(default_factory=list)
     faults: bool = True
     names: tuple[str, ...] = ("a", "b", "c")
+    # What the configuration says, under names of its own.
+    declared: dict[str, LoadRequest] = field(default_factory=dict)
+    # Those of them that were scaled by hand since the configuration changed.
+    scaled: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, seed: int, nodes: int, names: int) -> "World":
@@ -199,7 +203,7 @@ class World:
         self.state = ControlState()
         seen = {name: app.state for name, app in self.apps.items()}
         records = tuple(self.registry.values())
-        self.feed(Restored(records, {}, seen, f"life{self.lives}", self.now, *self.lessons))
+        self.feed(Restored(records, dict(self.declared), seen, f"life{self.lives}", self.now, *self.lessons))
 
     def feed(self, event: Event) -> None:
         self.note(f"-> {_short(event)}")
@@ -281,6 +285,7 @@ class World:
                 self.use,
                 self.wake,
                 self.scale,
+                self.apply_configuration,
             ],
             weights=[
                 30,
@@ -297,6 +302,7 @@ class World:
                 2,
                 2 * fault,
                 fault,
+                3 * fault,
             ],
         )[0]
         action()
@@ -459,12 +465,25 @@ class World:
 
     def scale(self) -> None:
         self.callers += 1
-        caller, name = f"c{self.callers}", self.rng.choice(self.names)
+        caller, name = f"c{self.callers}", self.rng.choice((*self.names, *sorted(self.declared)))
         self.asked[caller] = (name, None)
+        self.scaled.add(name)
         self.open_calls.add(caller)
         scaling = self.rng.choice((None, Scaling(max_replicas=2), Scaling(min_replicas=0, max_replicas=3)))
         replicas = self.rng.randrange(1, 4) if scaling is None else None
         self.feed(ScaleAsked(name, replicas, scaling, caller, self.now))
+
+    def apply_configuration(self) -> None:
+        """A changed configuration, for which Serve starts control again."""
+        name = self.rng.choice(("d0", "d1"))
+        before = self.declared.pop(name, None)
+        if before is None or self.rng.random() < 0.7:
+            options = {"context": self.rng.choice((256, 512))}
+            self.declared[name] = request(name, **scale_of(self.rng.choice("abcd")), options=options)
+        if self.declared.get(name) != before:
+            self.scaled.discard(name)
+        self.note(f"the configuration declares {', '.join(sorted(self.declared)) or 'nothing'}")
+        self.begin_life()
 
     def crash(self) -> None:
         alive = [(name, key) for name, app in sorted(self.apps.items()) for key in sorted(app.replicas)]

@@ -19,7 +19,7 @@ from xgen_ray.errors import (
 from xgen_ray.placement import NodeView, Observation, model_key
 from xgen_ray.placement.types import Backend
 from xgen_ray.process.types import FailureClass
-from xgen_ray.schema import LoadRequest, Origin, Phase, Progress
+from xgen_ray.schema import LoadRequest, Phase, Progress
 from xgen_ray.serving.ladder import NO_LEASE, RULES
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.placing import IDLE_S, MAX_REFUSED
@@ -462,14 +462,14 @@ def test_a_app_that_nobody_asked_for_is_stopped(control: Control) -> None:
     assert control.state.stray_apps == frozenset()
 
 
-def record(app: str | None = None, origin: Origin = Origin.API, *, proven: bool = True) -> Record:
+def record(app: str | None = None, *, proven: bool = True) -> Record:
     apps: tuple[AppRecord, ...] = ()
     if app is not None:
         planned = Control()
         planned.load()
         prepare = only(planned.look(), PrepareApp)
         apps = (AppRecord(app, "n1", "node-n1", "x86_64", prepare.plan),)
-    return Record("small", request("small"), origin, created=1.0, proven=proven, apps=apps)
+    return Record("small", request("small"), created=1.0, proven=proven, apps=apps)
 
 
 def test_a_restart_takes_over_what_runs(control: Control) -> None:
@@ -488,18 +488,6 @@ def test_a_restart_in_the_middle_of_a_load_starts_it_again() -> None:
     fresh = Control(None)
     effects = fresh.feed(Restored((record(None, proven=False),), {}, {}, "life2", 50.0))
     assert only(effects, Look).name == "small"
-
-
-def test_declared_models_follow_the_configuration() -> None:
-    fresh = Control(None)
-    gone = record(origin=Origin.DECLARED)
-    effects = fresh.feed(
-        Restored((gone,), {"new": request("new")}, {"xgen-engine-old": ServeState.RUNNING}, "life2", 5.0)
-    )
-    assert only(effects, Forget).name == "small"
-    assert only(effects, Look).name == "new"
-    assert only(effects, StopApp).app == "xgen-engine-old"
-    assert fresh.state.models["new"].origin is Origin.DECLARED
 
 
 def test_a_proven_model_that_fails_later_stays_wished_for(control: Control) -> None:

@@ -7,7 +7,6 @@ from tests.serving.test_machine import Control, only
 from tests.serving.test_sizing import RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
 from xgen_ray.schema import LoadRequest, Phase
-from xgen_ray.serving.loop import name_of
 from xgen_ray.serving.state import Look, LookFailed, ReplicaReported, UseReported, WakeAsked
 
 
@@ -27,9 +26,9 @@ def control() -> Sized:
 
 
 def test_a_wish_is_known_by_name_and_pool() -> None:
-    assert name_of(LoadRequest(model="/models/small.gguf", name="m")) == "m"
-    assert name_of(LoadRequest(model="/models/small.gguf", name="m", pool="apu")) == "m@apu"
-    assert name_of(LoadRequest(model="/models/small.gguf", pool="apu")) == "small@apu"
+    assert LoadRequest(model="/models/small.gguf", name="m").loaded_as == "m"
+    assert LoadRequest(model="/models/small.gguf", name="m", pool="apu").loaded_as == "m@apu"
+    assert LoadRequest(model="/models/small.gguf", pool="apu").loaded_as == "small@apu"
 
 
 def test_the_name_reaches_every_pool_and_a_pool_its_own(control: Sized) -> None:

@@ -12,7 +12,6 @@ from xgen_ray.console import EventKind, EventReport
 from xgen_ray.errors import ConfigError
 from xgen_ray.placement import Exclusion, Observation, plan
 from xgen_ray.placement.types import Backend, Plan
-from xgen_ray.schema import Origin
 from xgen_ray.serving.chronicle import KEPT
 from xgen_ray.serving.registry import Registry
 from xgen_ray.serving.state import AppRecord, Record
@@ -23,7 +22,7 @@ def record(name: str = "small") -> Record:
     decided = plan(facts(name), request(name).options, world.snapshot, world.statuses, usage=world.usage)
     assert isinstance(decided, Plan)
     apps = tuple(AppRecord(app, "n1", "box", "x86_64", decided) for app in ("p", "q"))
-    return Record(name, request(name, replicas=2), Origin.API, 12.5, proven=True, apps=apps)
+    return Record(name, request(name, replicas=2), 12.5, declared=request(name), proven=True, apps=apps)
 
 
 def test_a_record_comes_back_equal_from_another_life(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def check(world: World) -> None:
     kept = (Phase.READY, Phase.SLEEPING)
     assert {name for name, model in models.items() if model.phase in kept} <= remembered, told
     assert remembered <= set(models), told
+    check_declared(world, told)
     for name, loaded in world.promised.items():
         if loaded:
             # It may have made room for another since, if that one asked for it.
@@ -91,6 +92,18 @@ def check(world: World) -> None:
             assert evicted or models[name].phase is Phase.READY or models[name].proven, told
         else:
             assert name not in models, f"{name} was unloaded and is back; {told}"
+
+
+def check_declared(world: World, told: str) -> None:
+    """What the configuration says is there, as it says it, and nothing that it no longer says."""
+    models = world.state.models
+    assert {name for name, model in models.items() if model.declared is not None} == set(world.declared), told
+    for name, declared in world.declared.items():
+        assert models[name].declared == declared, told
+        assert models[name].request.options == declared.options, told
+        assert name in world.scaled or models[name].request == declared, told
+        contexts = {app.plan.options.context for app in models[name].live}
+        assert contexts <= {declared.options.context}, f"{name} runs with {contexts}; {told}"
 
 
 def check_waking(world: World) -> None:

@@ -33,7 +33,7 @@ from xgen_ray.serving.fleet_reports import (
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.history import History
 from xgen_ray.serving.looks import FleetReader
-from xgen_ray.serving.loop import ControlLoop, LoopSettings, name_of
+from xgen_ray.serving.loop import ControlLoop, LoopSettings
 from xgen_ray.serving.placing import dry_run
 from xgen_ray.serving.reports import model_status, plan_report
 from xgen_ray.serving.state import (
@@ -89,7 +89,7 @@ class Control:
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         """Loads the model. With ``wait`` returns when it is ready and raises when it cannot be."""
-        name = name_of(request)
+        name = request.loaded_as
         await self._fleet.check(request.model)
         caller, outcome = self._loop.caller()
         self._loop.post(LoadAsked(name, request, caller, time.time()))

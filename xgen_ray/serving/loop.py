@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from xgen_ray.errors import XgenRayError
-from xgen_ray.models import default_name, parse_source
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.chronicle import Chronicle, note
@@ -90,7 +89,7 @@ class ControlLoop:
         seen = await self._apps.look()
         restored = Restored(
             records=records,
-            declared={name_of(request): request for request in self._settings.declared},
+            declared={request.loaded_as: request for request in self._settings.declared},
             apps=seen.states,
             epoch=uuid.uuid4().hex[:8],
             at=time.time(),
@@ -214,14 +213,6 @@ class ControlLoop:
                 for model in self.state.models.values()
             )
             await asyncio.sleep(WATCH_BUSY_S if busy else WATCH_IDLE_S)
-
-
-def name_of(request: LoadRequest) -> str:
-    """What a wish is known by: the name that its model is served under, and the pool if it is one of
-    several. Raises InvalidRequest for a source that cannot be read.
-    """
-    name = request.name or default_name(parse_source(request.model))
-    return name if request.pool is None else f"{name}@{request.pool}"
 
 
 def _log_transitions(before: ControlState, after: ControlState) -> None:

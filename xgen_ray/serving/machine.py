@@ -16,6 +16,7 @@ from xgen_ray.serving.placing import (
     hear_start_failed,
     place,
 )
+from xgen_ray.serving.restoring import restore
 from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
 from xgen_ray.serving.sizing import follow_load, hear_scale, hear_wake
 from xgen_ray.serving.state import (
@@ -41,7 +42,7 @@ from xgen_ray.serving.state import (
     WakeAsked,
 )
 from xgen_ray.serving.turn import Turn
-from xgen_ray.serving.wishes import lift, load, restore, unload
+from xgen_ray.serving.wishes import lift, load, unload
 
 
 def step(state: ControlState, event: Event) -> tuple[ControlState, tuple[Effect, ...]]:

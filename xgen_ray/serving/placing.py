@@ -122,7 +122,7 @@ def options_of(model: Model) -> EngineOptions:
 
 def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> FleetPlan | FleetRefusal:
     """What a load would do, with nothing done."""
-    model = new_model("", request, Origin.API, event.at)
+    model = new_model("", request, event.at)
     turn = Turn(state)
     return _decide(turn, model, event, turn.exclusions, thorough=True)
 

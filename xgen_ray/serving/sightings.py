@@ -188,7 +188,7 @@ def _use_room(turn: Turn, at: float) -> None:
 
 
 def _leaves(model: Model | None) -> bool:
-    return model is not None and model.phase in (Phase.UNLOADING, Phase.SLEEPING) and bool(model.apps)
+    return model is not None and any(app.phase is AppPhase.STOPPING for app in model.apps.values())
 
 
 def _observe_at_work(turn: Turn, model: Model, app: App, event: AppsObserved) -> None:

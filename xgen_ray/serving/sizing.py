@@ -105,19 +105,25 @@ def hear_scale(turn: Turn, event: ScaleAsked) -> None:
     asked = model.request.model_dump(exclude={"replicas", "scaling"}, exclude_unset=True)
     size = {"scaling": event.scaling} if event.replicas is None else {"replicas": event.replicas}
     request = LoadRequest.model_validate({**asked, **size})
-    model = turn.put(replace(model, request=request, trend=STEADY))
+    model = turn.put(replace(model, request=request))
     turn.effects.append(Answer(event.caller, event.name))
     turn.remember(model)
-    scaling = request.scaling
+    follow_request(turn, model, event.at, "an operator asks for")
+
+
+def follow_request(turn: Turn, model: Model, at: float, who_asks: str) -> None:
+    """Its request has another scale than before: brings the number of its replicas in line."""
+    model = turn.put(replace(model, trend=STEADY))
+    scaling = model.request.scaling
     if model.phase is Phase.SLEEPING:
         if scaling is None or scaling.min_replicas > 0:
-            awake = replace(model, wanted=first_replicas(request))
-            turn.seek(awake, event.at, "its scale was changed: it wakes")
+            awake = replace(model, wanted=first_replicas(model.request))
+            turn.seek(awake, at, "its scale was changed: it wakes")
         return
-    wanted = request.replicas
+    wanted = model.request.replicas
     if scaling is not None:
         wanted = min(scaling.max_replicas, max(1, scaling.min_replicas, model.wanted))
-    _resize(turn, model, wanted, event.at, f"an operator asks for {wanted} replicas")
+    _resize(turn, model, wanted, at, f"{who_asks} {wanted} replicas")
 
 
 def can_sleep(model: Model) -> bool:

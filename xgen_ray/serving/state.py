@@ -121,18 +121,21 @@ class Model:
     failure, a load that never worked does not. A wish that lives on, or lacks replicas, is tried again at
     ``retry_at``, later after each of its ``setbacks``. ``shortfall`` says why replicas are missing.
     ``wanted`` is how many replicas there should be now, and ``trend`` where its load is going.
-    ``evicting`` are the models that are leaving to make room. ``context_limit`` is what is left of the
+    ``evicting`` are the models that are leaving to make room; its own name is among them while former
+    engines of it do. ``context_limit`` is what is left of the
     context after running out of memory. ``last_rung`` is the failure that led to the newest exclusion.
+    ``declared`` is what the configuration said when it was last applied, None for a model that it does not
+    know; ``request`` differs from it where an operator has changed the scale since.
     """
 
     name: str
     request: LoadRequest
-    origin: Origin
     phase: Phase
     reason: str
     attempt: int
     since: float
     created: float
+    declared: LoadRequest | None = None
     wanted: int = 1
     trend: Trend = STEADY
     looking: bool = False
@@ -151,6 +154,10 @@ class Model:
     proven: bool = False
     setbacks: int = 0
     retry_at: float | None = None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.API if self.declared is None else Origin.DECLARED
 
     @property
     def served_as(self) -> str:
@@ -211,8 +218,8 @@ class Record:
 
     name: str
     request: LoadRequest
-    origin: Origin
     created: float
+    declared: LoadRequest | None = None
     proven: bool = False
     context_limit: int | None = None
     apps: tuple[AppRecord, ...] = ()

@@ -167,8 +167,8 @@ def record_of(model: Model) -> Record:
     return Record(
         name=model.name,
         request=model.request,
-        origin=model.origin,
         created=model.created,
+        declared=model.declared,
         proven=model.proven,
         context_limit=model.context_limit,
         apps=tuple(AppRecord(app.name, app.node_id, app.node, app.node_kind, app.plan) for app in model.live),

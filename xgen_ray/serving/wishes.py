@@ -1,91 +1,20 @@
-"""What operators ask for: loads, unloads, forgiveness, and the wishes of an earlier life."""
+"""What operators ask for: loads, unloads, forgiveness."""
 
 from dataclasses import replace
 
 from xgen_ray.errors import ModelNotFound, NameConflict, WrongState
 from xgen_ray.placement import model_key
-from xgen_ray.schema import LoadRequest, Origin, Phase
+from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.scaling import first_replicas
 from xgen_ray.serving.state import (
     Answer,
-    App,
-    AppPhase,
     ExclusionsLifted,
     Forget,
     LoadAsked,
     Model,
-    Record,
-    Restored,
-    ServeState,
-    StopApp,
     UnloadAsked,
 )
-from xgen_ray.serving.turn import Turn, remove, stop_strays
-
-
-def restore(turn: Turn, event: Restored) -> None:
-    turn.epoch = event.epoch
-    turn.exclusions = event.exclusions
-    turn.observations = event.observations
-    for record in event.records:
-        undeclared = record.origin is Origin.DECLARED and record.name not in event.declared
-        changed = record.name in event.declared and event.declared[record.name] != record.request
-        if undeclared or changed:
-            turn.effects.append(Forget(record.name))
-        else:
-            _take_up(turn, record, event)
-    for name, request in event.declared.items():
-        if name not in turn.models:
-            turn.seek(new_model(name, request, Origin.DECLARED, event.at), event.at, "declared")
-    stop_strays(turn, event.apps)
-
-
-def _take_up(turn: Turn, record: Record, event: Restored) -> None:
-    """A wish of an earlier life: the apps that run are adopted, what is missing is looked for."""
-    model = replace(
-        new_model(record.name, record.request, record.origin, event.at),
-        created=record.created,
-        proven=record.proven,
-        context_limit=record.context_limit,
-    )
-    adopted: dict[str, App] = {}
-    for kept in record.apps:
-        seen = event.apps.get(kept.name)
-        if seen is None or seen is ServeState.STOPPING:
-            # Its lease, if it had come so far, is given back.
-            turn.effects.append(StopApp(kept.name, kept.node_id))
-            continue
-        adopted[kept.name] = App(
-            name=kept.name,
-            node_id=kept.node_id,
-            node=kept.node,
-            node_kind=kept.node_kind,
-            plan=kept.plan,
-            phase=AppPhase.RECOVERING if record.proven else AppPhase.STARTING,
-            since=event.at,
-            seen=seen,
-            proven=record.proven,
-        )
-    scaling = record.request.scaling
-    if not adopted and record.proven and scaling is not None and scaling.min_replicas == 0:
-        reason = "asleep since a restart; a request wakes it"
-        turn.put(replace(model, phase=Phase.SLEEPING, wanted=0, reason=reason))
-        return
-    if not adopted:
-        turn.seek(model, event.at, "loading again after a restart")
-        return
-    model = turn.put(
-        replace(
-            model,
-            phase=Phase.RECOVERING if record.proven else Phase.LOADING,
-            reason="control restarted; asking the running replicas",
-            facts=next(iter(adopted.values())).plan.facts,
-            apps=adopted,
-            wanted=max(model.wanted, len(adopted)),
-        )
-    )
-    if missing_replicas(model) > 0:
-        turn.seek(model, event.at, "control restarted; looking for a place for what is missing")
+from xgen_ray.serving.turn import Turn, remove
 
 
 def missing_replicas(model: Model) -> int:
@@ -93,17 +22,30 @@ def missing_replicas(model: Model) -> int:
     return model.wanted - len(model.live)
 
 
-def new_model(name: str, request: LoadRequest, origin: Origin, at: float) -> Model:
+def new_model(name: str, request: LoadRequest, at: float, declared: LoadRequest | None = None) -> Model:
     """A wish of which nothing has been done yet."""
     return Model(
         name,
         request,
-        origin,
         Phase.RESOLVING,
         "",
         attempt=0,
         since=at,
         created=at,
+        declared=declared,
+        wanted=first_replicas(request),
+    )
+
+
+def asked_anew(model: Model, request: LoadRequest) -> Model:
+    """The model as it begins once more, with nothing held against it that was learned of another request."""
+    return replace(
+        model,
+        request=request,
+        refusal=None,
+        verdicts=(),
+        context_limit=None,
+        last_rung=None,
         wanted=first_replicas(request),
     )
 
@@ -111,19 +53,12 @@ def new_model(name: str, request: LoadRequest, origin: Origin, at: float) -> Mod
 def load(turn: Turn, event: LoadAsked) -> None:
     turn.used = {**turn.used, event.name: event.at}
     model = turn.models.get(event.name)
-    if model is None or model.phase in (Phase.FAILED, Phase.SLEEPING):
-        fresh = model or new_model(event.name, event.request, Origin.API, event.at)
-        fresh = replace(
-            fresh,
-            request=event.request,
-            callers=frozenset({event.caller}),
-            refusal=None,
-            verdicts=(),
-            context_limit=None,
-            last_rung=None,
-            wanted=first_replicas(event.request),
-        )
-        turn.seek(fresh, event.at, "asked for")
+    if model is not None and model.declared is not None and model.request != event.request:
+        message = f"the configuration declares {event.name} otherwise: change it there, or take another name"
+        turn.effects.append(Answer(event.caller, event.name, NameConflict(message)))
+    elif model is None or model.phase in (Phase.FAILED, Phase.SLEEPING):
+        fresh = asked_anew(model or new_model(event.name, event.request, event.at), event.request)
+        turn.seek(replace(fresh, callers=frozenset({event.caller})), event.at, "asked for")
     elif model.phase is Phase.UNLOADING:
         message = f"{event.name} is being unloaded; try again in a few seconds"
         turn.effects.append(Answer(event.caller, event.name, WrongState(message)))
