@@ -40,6 +40,10 @@ def serve_environment() -> Mapping[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "30",
+        # A machine that boots, or has much to do, is slow and not broken: the proxy would be killed after
+        # three answers that took five or ten seconds, and with it every stream.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
         # A reload of HAProxy must not cut a long answer off; two minutes would be the default.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
         # Which GPUs an engine sees is ours to say, per engine.

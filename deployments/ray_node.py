@@ -43,6 +43,7 @@ STOP_GRACE_S: Final = 10.0
 _STARTED: Final = "Ray runtime started."
 _SUBMITTED: Final = "Submitted deploy config successfully"
 _POLL_S: Final = 0.1
+_DEPLOY_AGAIN_S: Final = 2.0
 _TAIL_LINES: Final = 12
 
 
@@ -200,18 +201,26 @@ class RayNode:
         found = re.search(r"saved to: (\S+)/ray_process_exit", " ".join(self._child.logs.tail(200)))
         return found[1] if found else None
 
-    async def deploy(self, address: Address, config: Path, deadline_s: float = DEPLOY_DEADLINE_S) -> None:
-        """Deploy a Serve config to this node's cluster. Raises ConfigError with what Serve says of it."""
-        spec = LaunchSpec(deploy_command(address, config), self._environment, stop_grace_s=1.0)
-        child = ChildProcess(spec, base_env=self._base_env)
+    async def deploy(self, command: tuple[str, ...], deadline_s: float = DEPLOY_DEADLINE_S) -> None:
+        """Run ``deploy_command`` until Serve has taken the config.
+
+        A machine that has much to do at its start may lose one of Serve's actors meanwhile, which comes back
+        by itself: so it is tried again until the deadline. Raises NodeNotStarted with what Serve said last.
+        """
+        said = "it did not answer"
         try:
-            async with child, asyncio.timeout(deadline_s):
-                await child.wait()
+            async with asyncio.timeout(deadline_s):
+                while True:
+                    spec = LaunchSpec(command, self._environment, stop_grace_s=1.0)
+                    async with ChildProcess(spec, base_env=self._base_env) as child:
+                        await child.wait()
+                    lines = child.logs.tail(200)
+                    if any(_SUBMITTED in line for line in lines):
+                        return
+                    said = _last_words(lines)
+                    await asyncio.sleep(_DEPLOY_AGAIN_S)
         except TimeoutError:
-            raise ConfigError(f"Serve had not taken {config} after {deadline_s:g} s") from None
-        lines = child.logs.tail(200)
-        if not any(_SUBMITTED in line for line in lines):
-            raise ConfigError(f"Serve does not take {config}: {_last_words(lines)}")
+            raise NodeNotStarted(f"Serve had not taken the config after {deadline_s:g} s: {said}") from None
 
     def _said(self, words: str) -> bool:
         return any(words in line for line in self._child.logs.tail(200))

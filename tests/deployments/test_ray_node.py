@@ -208,6 +208,34 @@ async def test_a_node_that_ends_by_itself_is_told(tmp_path: Path) -> None:
     assert "raylet died" in error.log_tail
 
 
+async def deploy(program: str, tmp_path: Path, deadline_s: float) -> None:
+    """A config deployed by this Python program; it may leave files in its folder between its runs."""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    async with RayNode(("/bin/true",), {}, os.environ) as node:
+        await node.deploy((sys.executable, str(path), str(tmp_path)), deadline_s)
+
+
+async def test_a_deploy_that_fails_by_accident_is_tried_again(tmp_path: Path) -> None:
+    program = """
+import pathlib, sys
+tried = pathlib.Path(sys.argv[1], "tried")
+if not tried.exists():
+    tried.touch()
+    raise SystemExit("The actor is dead because it was killed by `ray.kill`.")
+print("Submitted deploy config successfully.")
+"""
+    await deploy(program, tmp_path, 30)
+    assert (tmp_path / "tried").exists()
+
+
+async def test_a_deploy_that_goes_on_failing_ends_at_its_deadline_with_what_serve_said(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(NodeNotStarted, match="after 1 s: no room"):
+        await deploy("raise SystemExit('no room')", tmp_path, 1)
+
+
 def test_a_serve_config_is_checked_before_anything_is_started(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("applications: [{name: x, nope: 1}]")

@@ -85,7 +85,7 @@ async def run_until_told(
 
 
 async def _run(asked: NodeRequest, ready: Callable[[], None], *, as_json: bool, block: bool) -> None:
-    from deployments.ray_node import RayNode, check_config, start_command
+    from deployments.ray_node import RayNode, check_config, deploy_command, start_command
 
     console = output.stderr()
     if asked.config is not None:
@@ -105,7 +105,7 @@ async def _run(asked: NodeRequest, ready: Callable[[], None], *, as_json: bool, 
                 await ray_node.start()
             if asked.config is not None:
                 with console.status(f"deploying {asked.config.name}"):
-                    await ray_node.deploy(start.address, asked.config)
+                    await ray_node.deploy(deploy_command(start.address, asked.config))
             told = _described(asked, start) | {"pid": os.getpid(), "logs": ray_node.log_dir()}
             _announce(asked, told, as_json=as_json, block=block)
             ready()
