@@ -53,7 +53,7 @@ class Control:
         fleet = FleetReader(nodes, sources, _policy(settings), versions)
         app_settings = AppSettings(CONTROL_APP, CONTROL_DEPLOYMENT, settings.cache_dir, settings.drain_s)
         self._control = ControlPlane(
-            LoopSettings(settings.state_dir, settings.models),
+            LoopSettings(settings.state_dir, settings.models, settings.node_costs),
             settings.base_url,
             apps,
             fleet,

@@ -128,3 +128,10 @@ def test_a_wrong_field_is_refused_by_name(
 
 def test_a_home_directory_is_expanded() -> None:
     assert ControlSettings.model_validate({"state_dir": "~/x"}).state_dir == Path.home() / "x"
+
+
+def test_costs_are_of_devices_that_tags_know() -> None:
+    assert ControlSettings(node_costs={"gfx1151": 1, "sm_90": 4, "cpu": 0.2}).node_costs["sm_90"] == 4
+    for name, cost in (("h100", 4), ("GFX1151", 1), ("sm_90", 0), ("cpu", -1)):
+        with pytest.raises(ValidationError, match=name):
+            ControlSettings.model_validate({"node_costs": {name: cost}})

@@ -38,11 +38,14 @@ class Scaling(Wire):
     )
     upscale_delay_s: float = Field(5.0, ge=0, le=3600)
     downscale_delay_s: float = Field(60.0, ge=0, le=86_400)
-    cost: float = Field(
-        1.0,
+    keep_warm: int = Field(
+        0, ge=0, le=64, description="So many more than the load needs while the model is in use."
+    )
+    cost: float | None = Field(
+        None,
         gt=0,
         le=1e6,
-        description="Of a replica, in any unit: of a name's pools the cheapest grows first.",
+        description="Of a replica, by default that of its devices: a name's pools grow by speed per cost.",
     )
     ttl_s: float = Field(
         300.0, ge=0, le=30 * 86_400, description="With min_replicas 0: unused for so long, it sleeps."
@@ -75,6 +78,7 @@ class LoadRequest(Wire):
     evict: Literal["never", "idle"] = Field(
         "never", description="What may be unloaded when there is no room: models that nobody uses."
     )
+    pinned: bool = Field(False, description="Nobody else's load may unload it or put it to sleep for room.")
     options: EngineOptions = EngineOptions()
 
     @property

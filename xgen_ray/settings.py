@@ -63,6 +63,10 @@ def _expand(value: object) -> object:
 # A link that a page shows must not be a script.
 HttpUrlText = Annotated[str, StringConstraints(pattern=r"^https?://")]
 UserPath = Annotated[Path, BeforeValidator(_expand)]
+# As in a node's tags, and ``cpu``.
+DeviceName = Annotated[
+    str, Field(pattern=r"^(gfx[0-9a-f]{3,4}|sm_[0-9]{2,3}|nvidia|amd_rdna|amd_cdna|apple_mps|cpu)$")
+]
 
 
 class Settings(BaseModel):
@@ -98,6 +102,12 @@ class ControlSettings(Settings):
     )
     vllm_rocm_gfx: tuple[str, ...] | None = Field(
         None, description="The gfx ids that vllm-rocm may run on; by default those of vLLM's documentation."
+    )
+    node_costs: Mapping[DeviceName, PositiveFloat] = Field(
+        default_factory=dict,
+        description="What an engine costs for each GPU that it has, or on the CPU, by the device's kind: "
+        "gfx1151, sm_90, nvidia, amd_rdna, cpu, ... In any unit, 1 where nothing is said. A name grows "
+        "where speed per cost is best.",
     )
     hub_endpoint: str | None = Field(None, description="Another Hugging Face hub than the public one.")
     links: Mapping[str, HttpUrlText] = Field(

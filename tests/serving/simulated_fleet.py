@@ -40,6 +40,7 @@ from xgen_ray.serving.state import (
     LookDone,
     LookFailed,
     NodesObserved,
+    PacesReported,
     PrepareApp,
     Publish,
     Record,
@@ -519,6 +520,10 @@ class World:
     def use(self) -> None:
         name = self.rng.choice(self.names)
         self.inbox.append(UseReported({name: self.now}))
+        # Some of the replicas that a router has measured are long gone.
+        known = [key for app in self.apps.values() for key in app.replicas] + ["gone/1"]
+        paces = {key: self.rng.choice((0.1, 1.0, 9.0)) for key in known if self.rng.random() < 0.5}
+        self.inbox.append(PacesReported(paces, self.now))
 
     def tend_books(self) -> None:
         for node in self.nodes.values():

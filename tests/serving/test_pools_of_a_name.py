@@ -7,7 +7,15 @@ from tests.serving.test_machine import Control, only
 from tests.serving.test_sizing import RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
 from xgen_ray.schema import LoadRequest, Phase
-from xgen_ray.serving.state import Look, LookFailed, ReplicaReported, UseReported, WakeAsked
+from xgen_ray.serving.state import (
+    Look,
+    LookFailed,
+    PacesReported,
+    ReplicaReported,
+    UnloadAsked,
+    UseReported,
+    WakeAsked,
+)
 
 
 def wish(**changes: object) -> LoadRequest:
@@ -122,3 +130,60 @@ def test_a_pool_that_others_spare_may_sleep(control: Sized) -> None:
     control.at(111.0, 0)
     assert control.phase("m@cheap") is Phase.READY
     assert control.phase("m@dear") is Phase.SLEEPING
+
+
+def told(control: Sized, at: float, **paces: float) -> None:
+    """A router has measured the engines of these pools."""
+    figures = {
+        key: paces[model.pool_name]
+        for model in control.state.models.values()
+        for app in model.live
+        for key in app.replicas
+        if model.pool_name in paces
+    }
+    control.feed(PacesReported(figures, at))
+
+
+def grow_by_load(control: Sized, at: float) -> dict[str, int]:
+    before = {name: model.wanted for name, model in control.state.models.items()}
+    control.at(at, 99, "m@dear")
+    control.at(at + 5.0, 99, "m@dear")
+    return {name: model.wanted - before[name] for name, model in control.state.models.items()}
+
+
+def test_what_is_worth_more_grows_first_once_all_pools_are_measured(control: Sized) -> None:
+    pools(control, {**RULE, "max_replicas": 8, "cost": 1.0}, {**RULE, "max_replicas": 2, "cost": 5.0})
+    told(control, 15.0, dear=50.0)
+    cheapest = grow_by_load(control, 20.0)
+    assert cheapest["m@cheap"] > 0, "of the cheap one nothing is known yet"
+    assert cheapest["m@dear"] == 0
+
+
+def test_speed_per_cost_decides_where_it_is_known(control: Sized) -> None:
+    pools(control, {**RULE, "max_replicas": 8, "cost": 1.0}, {**RULE, "max_replicas": 3, "cost": 5.0})
+    told(control, 15.0, dear=50.0, cheap=1.0)
+    assert grow_by_load(control, 20.0)["m@dear"] == 2, "ten times the worth, at five times the cost"
+
+
+def test_a_fast_pool_that_costs_too_much_waits(control: Sized) -> None:
+    pools(control, {**RULE, "max_replicas": 3, "cost": 1.0}, {**RULE, "max_replicas": 3, "cost": 60.0})
+    told(control, 15.0, dear=50.0, cheap=1.0)
+    assert grow_by_load(control, 20.0) == {"m@cheap": 2, "m@dear": 0}
+
+
+def test_of_two_that_sleep_the_one_that_was_worth_more_wakes(control: Sized) -> None:
+    pools(control, {**SLEEPER, "cost": 1.0}, {**SLEEPER, "cost": 5.0})
+    told(control, 15.0, dear=50.0, cheap=1.0)
+    control.at(120.0, 0)
+    assert {control.phase("m@cheap"), control.phase("m@dear")} == {Phase.SLEEPING}
+    assert only(control.feed(WakeAsked(frozenset({"m"}), 130.0)), Look).name == "m@dear"
+
+
+def test_what_an_unloaded_model_was_worth_is_forgotten(control: Sized) -> None:
+    pools(control, {**RULE}, {**RULE})
+    told(control, 15.0, dear=50.0, cheap=1.0)
+    assert {place.model for place in control.state.paces} == {"m@cheap", "m@dear"}
+    control.feed(UnloadAsked("m@dear", "c9", 30.0))
+    control.observe({}, at=40.0)
+    told(control, 41.0, cheap=1.0)
+    assert {place.model for place in control.state.paces} == {"m@cheap"}

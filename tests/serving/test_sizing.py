@@ -247,3 +247,28 @@ def test_a_refusal_waits_for_the_nodes_that_were_silent(control: Sized) -> None:
     other.observe({}, at=30.0)
     other.silent("small", other.state.models["small"].attempt, 100 * GIB)
     assert isinstance(other.answers()["c1"].error, PlacementRefused)
+
+
+def test_what_is_kept_warm_is_there_beyond_the_load_and_not_beyond_the_most(control: Sized) -> None:
+    control.loaded({**RULE, "keep_warm": 1})
+    slots = control.state.models["small"].live[0].plan.options.slots
+    assert control.sizes() == (2, 2), "one for the load, one in hand"
+    control.at(20.0, slots + 1)
+    control.at(25.0, slots + 1)
+    control.grow(at=26.0)
+    assert control.sizes() == (3, 3), "two for the load, one in hand"
+    control.at(30.0, 9 * slots)
+    control.at(35.0, 9 * slots)
+    assert control.sizes() == (3, 3), "more it may not have"
+
+
+def test_what_is_pinned_does_not_make_room(control: Sized) -> None:
+    control.load("old", "c1", asked=request("old", pinned=True))
+    prepare = only(control.look("old", 9 * GIB, view("n1", available_bytes=11 * GIB)), PrepareApp)
+    control.feed(AppPrepared(prepare.app, prepare.plan, 3.0))
+    control.feed(ReplicaReported(prepare.app, replica("r-old", since=3.0)))
+    control.load("new", "c2", asked=request("new", evict="idle"))
+    full = view("n1", available_bytes=2 * GIB)
+    control.look("new", 9 * GIB, full, at=10.0 + IDLE_S)
+    assert control.phase("old") is Phase.READY
+    assert isinstance(control.answers()["c2"].error, PlacementRefused)

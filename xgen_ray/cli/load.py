@@ -41,6 +41,7 @@ def load(
     min_replicas: options.MinReplicas = None,
     max_replicas: options.MaxReplicas = None,
     ttl: options.Ttl = None,
+    keep_warm: options.KeepWarm = None,
     wait: Annotated[
         bool,
         typer.Option(
@@ -55,6 +56,7 @@ def load(
     ] = 1800,
     node: options.Nodes = None,
     evict: options.Evict = options.Eviction.NEVER,
+    pin: options.Pin = False,
     spread: options.Spread = False,
     backend: options.BackendChoice = None,
     context: options.Context = None,
@@ -85,9 +87,10 @@ def load(
         name=name,
         pool=pool,
         replicas=replicas,
-        scaling=options.scaling_of(min_replicas, max_replicas, ttl),
+        scaling=options.scaling_of(min_replicas, max_replicas, ttl, keep_warm),
         nodes=node,
         evict=evict,
+        pinned=pin,
         spread=spread,
         backend=backend,
         context=context,

@@ -164,6 +164,22 @@ Ttl = Annotated[
         rich_help_panel=_SCALE,
     ),
 ]
+KeepWarm = Annotated[
+    int | None,
+    typer.Option(
+        "--keep-warm",
+        min=0,
+        max=64,
+        metavar="N",
+        show_default=False,
+        help="Engines to have ready beyond what the load needs, while the model is in use.",
+        rich_help_panel=_SCALE,
+    ),
+]
+Pin = Annotated[
+    bool,
+    typer.Option("--pin", help="Never unload it to make room for another."),
+]
 Gpus = Annotated[
     list[str] | None,
     typer.Option(
@@ -195,15 +211,19 @@ Pairs = Annotated[
 ]
 
 
-def scaling_of(minimum: int | None, maximum: int | None, ttl: float | None) -> Scaling | None:
+def scaling_of(
+    minimum: int | None, maximum: int | None, ttl: float | None, keep_warm: int | None
+) -> Scaling | None:
     """Return the rule that a command line asks for; None if it has none. A ttl alone means "may sleep"."""
-    if minimum is None and maximum is None and ttl is None:
+    if minimum is None and maximum is None and ttl is None and keep_warm is None:
         return None
     if minimum is None:
         minimum = 1 if ttl is None else 0
     given: dict[str, float] = {"min_replicas": minimum, "max_replicas": maximum or max(1, minimum)}
     if ttl is not None:
         given["ttl_s"] = ttl
+    if keep_warm is not None:
+        given["keep_warm"] = keep_warm
     try:
         return Scaling.model_validate(given)
     except ValidationError as error:
@@ -219,6 +239,7 @@ def load_request(
     scaling: Scaling | None = None,
     nodes: Sequence[str] | None = None,
     evict: Eviction = Eviction.NEVER,
+    pinned: bool = False,
     spread: bool = False,
     backend: Backend | None = None,
     context: int | None = None,
@@ -240,6 +261,7 @@ def load_request(
             scaling=scaling,
             nodes=tuple(dict.fromkeys(nodes)) if nodes else None,
             evict=evict.value,
+            pinned=pinned,
             options=options,
         )
     except ValidationError as error:

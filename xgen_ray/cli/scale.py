@@ -16,6 +16,7 @@ def scale(
     min_replicas: options.MinReplicas = None,
     max_replicas: options.MaxReplicas = None,
     ttl: options.Ttl = None,
+    keep_warm: options.KeepWarm = None,
     url: options.Url = options.DEFAULT_URL,
     api_key: options.ApiKey = None,
     as_json: options.Json = False,
@@ -30,9 +31,11 @@ def scale(
       xgen-ray scale small --max-replicas 4
       xgen-ray scale small --min-replicas 0 --max-replicas 4 --ttl 600
     """
-    scaling = options.scaling_of(min_replicas, max_replicas, ttl)
+    scaling = options.scaling_of(min_replicas, max_replicas, ttl, keep_warm)
     if (scaling is None) == (replicas is None):
-        message = "Give either --replicas, a fixed number, or --min-replicas, --max-replicas, --ttl."
+        message = (
+            "Give either --replicas, a fixed number, or --min-replicas, --max-replicas, --ttl, --keep-warm."
+        )
         raise CommandError(ExitCode.USAGE, message)
     with Server(url, api_key) as server:
         status = server.scale(ScaleRequest(name=name, replicas=replicas, scaling=scaling))

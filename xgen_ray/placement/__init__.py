@@ -23,6 +23,7 @@ from xgen_ray.placement.profiles import PROFILES, ProfileRow
 from xgen_ray.placement.rows import BACKENDS, PREFERENCE, VLLM_ROCM_GFX
 from xgen_ray.placement.score import Score
 from xgen_ray.placement.sizes import gib
+from xgen_ray.placement.tags import device_classes
 from xgen_ray.placement.types import (
     Backend,
     BackendRow,
@@ -83,6 +84,7 @@ __all__ = [
     "available_backends",
     "budgets",
     "claims_of",
+    "device_classes",
     "footprint",
     "gib",
     "gpu_key",

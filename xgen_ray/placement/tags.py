@@ -112,6 +112,14 @@ def capability_resource(compute_capability: str) -> str | None:
     return f"sm_{found[1]}{found[2]}" if found else None
 
 
+def device_classes(gpu: GPUInfo) -> tuple[str, ...]:
+    """The names of the resources that count this GPU, the most telling first: ``sm_90``, ``nvidia``.
+
+    A GPU of which nothing is known has its vendor's word for it alone.
+    """
+    return tuple(reversed(_kinds(gpu))) or (gpu.gpu_type.value,)
+
+
 def _resources(gpus: Sequence[GPUInfo]) -> dict[str, float]:
     if not gpus:
         return {CPU_NODE: 1.0}

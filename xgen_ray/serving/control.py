@@ -43,6 +43,7 @@ from xgen_ray.serving.state import (
     LoadAsked,
     LookDone,
     Model,
+    PacesReported,
     Replica,
     ReplicaReported,
     ScaleAsked,
@@ -193,6 +194,8 @@ class Control:
         self._history.hear(report, time.time())
         if report.used:
             self._loop.post(UseReported(report.used))
+        if report.paces:
+            self._loop.post(PacesReported(report.paces, time.time()))
         try:
             async with asyncio.timeout(TABLE_POLL_S):
                 while self._loop.state.table.stamp in (known, RoutingTable().stamp):

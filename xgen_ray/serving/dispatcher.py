@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
 from xgen_ray.schema import NO_HINTS, Endpoint, Outcome, Phase, RequestHints, ServedModel
@@ -86,12 +86,13 @@ class TableDispatcher:
 
     def report(self) -> RouterReport:
         """What control is to know of this router."""
-        return self._traffic.report(
+        told = self._traffic.report(
             self._last_used(),
             [_stream(engine, "") for engine in self._balancer.at_work()],
             {served_as(name) for name in self._table.routes},
             time.monotonic(),
         )
+        return replace(told, paces=self._balancer.paces())
 
     def _last_used(self) -> Mapping[str, float]:
         """When each model, or pool of it, was last asked or last answered here, in Unix seconds: now, while

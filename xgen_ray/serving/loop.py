@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -49,6 +49,7 @@ class LoopSettings:
 
     state_dir: Path
     declared: tuple[LoadRequest, ...]
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 class ControlLoop:
@@ -95,6 +96,7 @@ class ControlLoop:
             at=time.time(),
             exclusions=exclusions,
             observations=observations,
+            costs=self._settings.costs,
         )
         self.post(restored)
         self._spawn(self._run())

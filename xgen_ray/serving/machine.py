@@ -18,7 +18,7 @@ from xgen_ray.serving.placing import (
 )
 from xgen_ray.serving.restoring import restore
 from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
-from xgen_ray.serving.sizing import follow_load, hear_scale, hear_wake
+from xgen_ray.serving.sizing import follow_load, hear_paces, hear_scale, hear_wake
 from xgen_ray.serving.state import (
     AppPrepared,
     AppProgressed,
@@ -34,6 +34,7 @@ from xgen_ray.serving.state import (
     LookFailed,
     LookProgressed,
     NodesObserved,
+    PacesReported,
     ReplicaReported,
     Restored,
     ScaleAsked,
@@ -85,6 +86,8 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901  # one line a kind o
             observe_nodes(turn, event)
         case UseReported():
             hear_use(turn, event)
+        case PacesReported():
+            hear_paces(turn, event)
         case WakeAsked():
             hear_wake(turn, event)
         case ScaleAsked():

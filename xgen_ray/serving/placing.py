@@ -129,12 +129,12 @@ def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> Fleet
 
 def idle_models(turn: Turn, node_id: str, at: float, *, besides: str) -> tuple[IdleModel, ...]:
     """Loaded models with an engine on the node that nobody has asked for in a while. Declared ones stay, but
-    for those that may sleep.
+    for those that may sleep; so do those that are pinned.
     """
     found = []
     for model in turn.models.values():
         stays = model.origin is Origin.DECLARED and not can_sleep(model)
-        if model.name == besides or model.phase is not Phase.READY or stays:
+        if model.name == besides or model.phase is not Phase.READY or stays or model.request.pinned:
             continue
         busy = any(
             (replica.status.running or 0) + (replica.status.waiting or 0) > 0

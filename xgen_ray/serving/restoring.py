@@ -13,6 +13,7 @@ def restore(turn: Turn, event: Restored) -> None:
     turn.epoch = event.epoch
     turn.exclusions = event.exclusions
     turn.observations = event.observations
+    turn.costs = event.costs
     for record in event.records:
         _take_up(turn, record, event)
     declare(turn, event.declared, event.at)

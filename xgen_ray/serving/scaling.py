@@ -35,13 +35,16 @@ STEADY = Trend()
 
 def first_replicas(request: LoadRequest) -> int:
     """How many a load starts with. One at least: that is how it shows that it works."""
-    return request.replicas if request.scaling is None else max(1, request.scaling.min_replicas)
+    if request.scaling is None:
+        return request.replicas
+    return needed(request.scaling, Load(0, 1))
 
 
 def needed(scaling: Scaling, load: Load) -> int:
-    """The replicas that ``load`` asks for, between one and the most allowed."""
+    """The replicas that ``load`` asks for and those to keep warm, between one and the most allowed."""
     target = scaling.target_ongoing_requests or max(1, load.slots)
-    return min(scaling.max_replicas, max(1, scaling.min_replicas, ceil(load.ongoing / target)))
+    asked = max(1, ceil(load.ongoing / target)) + scaling.keep_warm
+    return min(scaling.max_replicas, max(scaling.min_replicas, asked))
 
 
 def rescale(scaling: Scaling, wanted: int, load: Load, trend: Trend, at: float) -> tuple[int, Trend]:

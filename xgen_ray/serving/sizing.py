@@ -1,12 +1,15 @@
 """The number of a model's replicas: grown, shrunk, put to sleep, woken, set by hand."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 from xgen_ray.errors import WrongState
 from xgen_ray.placement.rows import preference
 from xgen_ray.schema import LoadRequest, Phase
+from xgen_ray.serving.pace import DEFAULT_COST, Pace, Place, best, cost_of, heard, place_of
 from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, rescale
-from xgen_ray.serving.state import Answer, App, Model, ScaleAsked, WakeAsked
+from xgen_ray.serving.state import Answer, App, Model, PacesReported, ScaleAsked, WakeAsked
 from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import missing_replicas
 
@@ -33,13 +36,59 @@ def follow_load(turn: Turn, at: float) -> None:
             _resize(turn, model, wanted, at, f"its load asks for {wanted} replicas")
 
 
-def growth_rank(model: Model) -> tuple[float, int]:
-    """Of a name's pools the least grows first: the cheapest, then the one with the better backend."""
-    cost = model.request.scaling.cost if model.request.scaling is not None else 1.0
+def growth_order(turn: Turn, pools: Iterable[Model]) -> list[Model]:
+    """A name's pools, that which should grow first first: the one with the most speed per cost. While one of
+    them is not measured, the cheapest, then the one with the better backend.
+    """
+    found = list(pools)
+    paces = {model.name: best(turn.paces, model.name) for model in found}
+    if all(paces.values()):
+        return sorted(found, key=lambda model: (-_worth(model, paces[model.name]), model.created))
+    return sorted(found, key=lambda model: (_cost(turn, model), _backend_rank(model), model.created))
+
+
+def _own_cost(model: Model) -> float | None:
+    return model.request.scaling.cost if model.request.scaling is not None else None
+
+
+def _worth(model: Model, pace: Pace | None) -> float:
+    if pace is None:
+        return 0.0
+    cost = _own_cost(model)
+    return pace.worth if cost is None else pace.requests_s / cost
+
+
+def _cost(turn: Turn, model: Model) -> float:
+    """What the operator says of it, else what its engines cost; without any, the cheapest device."""
+    own = _own_cost(model)
+    if own is not None:
+        return own
+    if model.live:
+        return min(cost_of(app.plan, turn.costs) for app in model.live)
+    pace = best(turn.paces, model.name)
+    return pace.cost if pace is not None else min(turn.costs.values(), default=DEFAULT_COST)
+
+
+def _backend_rank(model: Model) -> int:
     backend = model.live[0].backend if model.live else model.request.options.backend
     if backend is None or model.facts is None:
-        return cost, 0
-    return cost, preference(model.facts.format).index(backend)
+        return 0
+    return preference(model.facts.format).index(backend)
+
+
+def hear_paces(turn: Turn, event: PacesReported) -> None:
+    """Engines that are there are known by their places; a word on one that is gone says nothing any more."""
+    measured: dict[Place, list[float]] = defaultdict(list)
+    costs: dict[Place, float] = {}
+    for model in turn.models.values():
+        for app in model.live:
+            figures = [event.paces[key] for key in app.replicas if key in event.paces]
+            if figures:
+                place = place_of(model.name, app.plan)
+                measured[place] += figures
+                costs[place] = cost_of(app.plan, turn.costs)
+    known = {place: pace for place, pace in turn.paces.items() if place.model in turn.models}
+    turn.paces = heard(known, measured, costs, event.at)
 
 
 def _grow(turn: Turn, model: Model, more: int, at: float) -> None:
@@ -47,7 +96,7 @@ def _grow(turn: Turn, model: Model, more: int, at: float) -> None:
     the next.
     """
     pools = [one for one in turn.models.values() if one.served_as == model.served_as and _grows(one)]
-    for pool in sorted(pools, key=growth_rank):
+    for pool in growth_order(turn, pools):
         scaling = pool.request.scaling
         room = 0 if scaling is None or pool.shortfall else scaling.max_replicas - pool.wanted
         taken = min(more, max(0, room))
@@ -78,7 +127,7 @@ def load_of(model: Model) -> Load:
 
 def hear_wake(turn: Turn, event: WakeAsked) -> None:
     """However many ask, the first wakes it: after that it is no longer asleep. Of several pools that sleep
-    under a name, the one with the best backend wakes.
+    under a name, the one that would grow first wakes.
     """
     for name in sorted(event.names):
         served_as = name.partition("@")[0]
@@ -86,7 +135,7 @@ def hear_wake(turn: Turn, event: WakeAsked) -> None:
         asked = [model for model in pools if model.name == name] or pools
         if not asked or any(model.phase is not Phase.SLEEPING for model in asked):
             continue
-        model = min(asked, key=lambda one: (growth_rank(one), one.created))
+        model = growth_order(turn, asked)[0]
         turn.used = {**turn.used, model.name: event.at}
         woken = replace(model, wanted=first_replicas(model.request), trend=STEADY)
         turn.seek(woken, event.at, "woken by a request")
@@ -164,7 +213,7 @@ def _resize(turn: Turn, model: Model, wanted: int, at: float, why: str) -> None:
 def _shrink(turn: Turn, model: Model) -> None:
     """Stop what is too much. What never came to serve goes first, then what has least to do."""
     stopped = False
-    for app in sorted(model.live, key=_worth):
+    for app in sorted(model.live, key=_use):
         if missing_replicas(model) < 0:
             model, stopped = turn.stop_app(model, app), True
     if missing_replicas(model) <= 0:
@@ -174,7 +223,7 @@ def _shrink(turn: Turn, model: Model) -> None:
         turn.remember(model)
 
 
-def _worth(app: App) -> tuple[bool, int, int, float]:
+def _use(app: App) -> tuple[bool, int, int, float]:
     """What to stop comes first: not ready, little to do, a worse backend, young."""
     busy = sum((one.status.running or 0) + (one.status.waiting or 0) for one in app.replicas.values())
     rank = preference(app.plan.facts.format).index(app.backend)

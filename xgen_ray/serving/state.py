@@ -21,6 +21,7 @@ from xgen_ray.placement import (
 )
 from xgen_ray.placement.types import Backend, BackendStatus, Plan
 from xgen_ray.schema import FailureReport, LoadRequest, Origin, Phase, Progress, ReplicaStatus, Scaling
+from xgen_ray.serving.pace import Pace, Place
 from xgen_ray.serving.scaling import STEADY, Trend
 from xgen_ray.serving.table import RoutingTable
 
@@ -186,7 +187,8 @@ class ControlState:
     ``stray_apps`` run although nobody asked for them: they are being stopped. ``epoch`` is unique to this
     life of control, ``apps_named`` counts its apps: together they make app names that are never used
     twice. ``nodes`` are those alive, names by id; None until somebody has looked. ``used`` is when a model
-    was last asked for, in Unix seconds.
+    was last asked for, in Unix seconds. ``paces`` are measured in this life; ``costs`` are the operator's, of
+    devices by their names in tags.
     """
 
     epoch: str = ""
@@ -198,6 +200,8 @@ class ControlState:
     exclusions: tuple[Exclusion, ...] = ()
     observations: tuple[Observation, ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)
+    paces: Mapping[Place, Pace] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
     table: RoutingTable = field(default_factory=RoutingTable)
 
 
@@ -239,6 +243,7 @@ class Restored:
     at: float
     exclusions: tuple[Exclusion, ...] = ()
     observations: tuple[Observation, ...] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +362,14 @@ class UseReported:
 
 
 @dataclass(frozen=True, slots=True)
+class PacesReported:
+    """From a router: how many requests each engine answers in a second at best, by its replica."""
+
+    paces: Mapping[str, float]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAsked:
     """From a router: requests have come for models that sleep."""
 
@@ -399,6 +412,7 @@ Event = (
     | AppsObserved
     | NodesObserved
     | UseReported
+    | PacesReported
     | WakeAsked
     | ScaleAsked
     | AppStartFailed

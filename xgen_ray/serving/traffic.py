@@ -71,7 +71,9 @@ class RouterReport:
     """What a router tells control with every call for the table.
 
     ``router`` names one life of it, which began at ``started``; ``used`` is when each model was last asked
-    for; ``waiting`` how many requests wait for each model to have an engine. Times are in Unix seconds.
+    for; ``waiting`` how many requests wait for each model to have an engine; ``paces`` how many requests each
+    engine answers in a second when all its slots are busy, by its replica, as far as that is measured. Times
+    are in Unix seconds.
     """
 
     router: str
@@ -79,6 +81,7 @@ class RouterReport:
     used: Mapping[str, float] = field(default_factory=dict)
     totals: tuple[Totals, ...] = ()
     waiting: Mapping[str, int] = field(default_factory=dict)
+    paces: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Histogram:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from xgen_ray.errors import ModelNotFound, XgenRayError
 from xgen_ray.placement import Exclusion, Observation
 from xgen_ray.schema import Origin, Phase
+from xgen_ray.serving.pace import Pace, Place
 from xgen_ray.serving.routes import routes_of
 from xgen_ray.serving.state import (
     Answer,
@@ -54,6 +55,8 @@ class Turn:
     exclusions: tuple[Exclusion, ...] = field(init=False)
     observations: tuple[Observation, ...] = field(init=False)
     used: Mapping[str, float] = field(init=False)
+    paces: Mapping[Place, Pace] = field(init=False)
+    costs: Mapping[str, float] = field(init=False)
     effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class Turn:
         self.exclusions = self.before.exclusions
         self.observations = self.before.observations
         self.used = self.before.used
+        self.paces = self.before.paces
+        self.costs = self.before.costs
 
     def put(self, model: Model) -> Model:
         self.models[model.name] = model
@@ -158,6 +163,8 @@ class Turn:
             exclusions=self.exclusions,
             observations=self.observations,
             used=self.used,
+            paces=self.paces,
+            costs=self.costs,
             table=table,
         )
         return state, tuple(self.effects)

@@ -331,3 +331,14 @@ def test_a_session_is_not_spent_on_a_probe_as_long_as_others_come() -> None:
         made.finished(choice.ticket, now + 10 * unit_s, ok=True, units=10)
     assert probes
     assert set(probes) == {None}
+
+
+def test_the_pace_of_an_engine_is_what_it_answers_with_all_slots_busy() -> None:
+    made = balancer(engine("fast"), engine("slow"))
+    assert made.paces() == {}, "nothing is measured"
+    teach(made, {"fast": 0.002, "slow": 0.02})
+    paces = made.paces()
+    assert paces.keys() == {"fast", "slow"}
+    assert paces["fast"] / paces["slow"] == pytest.approx(10, rel=0.3)
+    # About 50 units of 20 ms and as much as ten of them to read, four at a time.
+    assert paces["slow"] == pytest.approx(4 / (0.02 * 150), rel=0.5)

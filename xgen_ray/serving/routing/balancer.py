@@ -90,6 +90,11 @@ class Balancer:
         """The engine of each request that is under way."""
         return (request.facts.engine for request in self._under_way.values())
 
+    def paces(self) -> Mapping[str, float]:
+        """How many requests each engine that is measured answers in a second at best, by its replica."""
+        found = ((replica_id, facts.pace()) for replica_id, facts in self._facts.items())
+        return {replica_id: pace for replica_id, pace in found if pace is not None}
+
     def choose(self, name: str, hints: RequestHints, avoid: frozenset[str], now: float) -> Choice | None:
         """An engine for a request to ``name``, None if all are in ``avoid`` or in another pool."""
         group = self._groups.get(name)

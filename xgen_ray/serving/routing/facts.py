@@ -165,6 +165,17 @@ class EngineFacts:
         self._lateness = late
         self.fixed_s = reading + REQUEST_BYTES * speed.byte_s + late
 
+    def pace(self) -> float | None:
+        """How many requests like those of its model it answers in a second with all slots busy; None while
+        nothing of that is measured. Prompts are read one after another, answers are written at once.
+        """
+        if not self.meter.measured:
+            return None
+        speed, slots = self.meter.speed, self.engine.slots
+        reading = (self.demand.size + REQUEST_BYTES) * speed.byte_s if self.meter.reads else 0.0
+        writing = self.demand.units * speed.per_unit(slots) if self.meter.writes else 0.0
+        return 1 / max(reading, (reading + writing) / slots)
+
     def request(self, ticket: int, hints: RequestHints, to_read: float, now: float) -> UnderWay:
         """A request that goes to this engine now."""
         request = UnderWay(

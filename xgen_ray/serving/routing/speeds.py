@@ -74,9 +74,19 @@ class SpeedMeter:
         self.speed = prior
 
     @property
+    def reads(self) -> bool:
+        """The engine has shown how fast it reads."""
+        return self._seen_reads > 0
+
+    @property
+    def writes(self) -> bool:
+        """The engine has shown how fast it writes."""
+        return self._seen_writes > 0
+
+    @property
     def measured(self) -> bool:
-        """The engine has shown how fast it reads or writes: others may be judged by it."""
-        return self._seen_reads + self._seen_writes > 0
+        """Others may be judged by it."""
+        return self.reads or self.writes
 
     @property
     def guessed(self) -> bool:
