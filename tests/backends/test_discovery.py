@@ -38,6 +38,16 @@ async def test_a_gpu_build_counts_when_it_lists_a_real_device(install: Install, 
     assert found[CUDA].reason == "no llama-server-cuda or llama-server on PATH"
 
 
+async def test_a_program_that_a_package_brought_counts_without_being_on_path(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the extra `vulkan` does: `xgen-ray` may be started by its full path."""
+    scripts = install("llama-server-vulkan", "vulkan")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: scripts if name == "scripts" else "")
+    found = await look(tmp_path)
+    assert found[VULKAN].command == (str(tmp_path / "bin" / "llama-server-vulkan"),)
+
+
 async def test_a_software_renderer_is_no_gpu(install: Install, tmp_path: Path) -> None:
     status = (await look(tmp_path, install("llama-server-vulkan", "software")))[VULKAN]
     assert not status.available

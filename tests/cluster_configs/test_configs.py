@@ -14,17 +14,25 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from typer.core import TyperGroup
 
+from xgen_ray import __version__
 from xgen_ray.cli.app import app
+from xgen_ray.hardware.types import GPUType
+from xgen_ray.placement.tags import CPU_NODE, LABEL_PREFIX
+from xgen_ray.placement.types import Backend
 from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSettings, Settings
 
 CONFIGS = Path(__file__).parents[2] / "cluster_configs"
 SERVE = ["one-machine.yaml", "static-fleet.yaml"]
 UNITS = ["xgen-ray-head.service", "xgen-ray-node.service"]
-RAY_UP = "ray-up-on-premises.yaml"
+ON_PREMISES = "ray-up-on-premises.yaml"
+CLOUD = "ray-up-aws.yaml"
+RAY_UP = [ON_PREMISES, CLOUD]
+KUBERAY = "kuberay/fleet.yaml"  # see test_kuberay.py
 INSTALLED = "/opt/xgen-ray/bin/xgen-ray"
 ARGUMENTS: dict[str, type[Settings]] = {CONTROL_APP: ControlSettings, ROUTER_APP: RouterSettings}
 
@@ -46,7 +54,7 @@ def node_options(words: list[str]) -> dict[str, Any]:
 
 def test_nothing_here_is_left_out_of_these_tests() -> None:
     held = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
-    assert {*SERVE, RAY_UP, *(f"systemd/{unit}" for unit in UNITS)} <= held
+    assert {*SERVE, *RAY_UP, KUBERAY, *(f"systemd/{unit}" for unit in UNITS)} <= held
 
 
 @pytest.mark.parametrize("name", SERVE)
@@ -64,9 +72,10 @@ def test_what_others_can_reach_asks_for_keys(name: str) -> None:
     assert all(("api_keys_file" in application["args"]) == exposed for application in content["applications"])
 
 
-def test_ray_up_takes_the_cluster() -> None:
+@pytest.mark.parametrize("name", RAY_UP)
+def test_ray_up_takes_the_cluster(name: str) -> None:
     """As `ray up` reads it: filled with defaults, then checked against Ray's own schema."""
-    validate_config(prepare_config(read(RAY_UP)))
+    validate_config(prepare_config(read(name)))
 
 
 @pytest.mark.parametrize(
@@ -75,17 +84,19 @@ def test_ray_up_takes_the_cluster() -> None:
         lambda config: config.update(no_such_field=1),
         lambda config: config.pop("provider"),
         lambda config: config.update(max_workers="many"),
+        lambda config: config["available_node_types"]["amd"].pop("resources"),
     ],
 )
 def test_rays_schema_would_notice(spoil: Callable[[dict[str, Any]], Any]) -> None:
-    config = copy.deepcopy(prepare_config(read(RAY_UP)))
+    config = copy.deepcopy(prepare_config(read(CLOUD)))
     spoil(config)
-    with pytest.raises(Exception, match=r"no_such_field|provider|many"):
+    with pytest.raises(Exception, match=r"no_such_field|provider|many|resources"):
         validate_config(config)
 
 
-def test_ray_up_starts_its_nodes_with_options_that_exist() -> None:
-    config = read(RAY_UP)
+@pytest.mark.parametrize("name", RAY_UP)
+def test_ray_up_starts_its_nodes_with_options_that_exist(name: str) -> None:
+    config = read(name)
     (head,) = [line for line in config["head_start_ray_commands"] if line.startswith("xgen-ray")]
     (worker,) = [line for line in config["worker_start_ray_commands"] if line.startswith("xgen-ray")]
     started = node_options(shlex.split(re.sub(r"\$\(.*?\)", "10.0.0.1", head)))
@@ -94,6 +105,24 @@ def test_ray_up_starts_its_nodes_with_options_that_exist() -> None:
     assert not started["block"]
     assert started["ray_arguments"] == ["--autoscaling-config=~/ray_bootstrap_config.yaml"]
     assert node_options(shlex.split(worker))["address"] == "$RAY_HEAD_IP:6379"
+
+
+def test_a_type_of_node_a_vendor_in_words_that_nodes_use() -> None:
+    """The autoscaler starts a type for what it promises: it must be what such a node then has."""
+    types = read(CLOUD)["available_node_types"]
+    workers = {name: kind for name, kind in types.items() if name != "head"}
+    assert set(workers) == {"nvidia", "amd", "cpu"}
+    for name, kind in workers.items():
+        validate_node_label_syntax(kind["labels"])
+        vendor = GPUType(kind["labels"][f"{LABEL_PREFIX}gpu-type"])
+        counted = CPU_NODE if vendor is GPUType.CPU else str(vendor)
+        assert set(kind["resources"]) == {"CPU", counted}
+        backends = {key.partition("/backend-")[2] for key in kind["labels"] if "/backend-" in key}
+        assert backends
+        assert backends <= set(Backend)
+        if name != "cpu":
+            assert kind["docker"]["worker_image"].endswith(f":{__version__}-{name}")
+    assert read(CLOUD)["docker"]["image"].endswith(f":{__version__}-cpu")
 
 
 def service_of(unit: str) -> dict[str, str]:

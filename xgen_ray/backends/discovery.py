@@ -3,8 +3,10 @@
 import asyncio
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,11 +59,13 @@ async def discover(
 ) -> tuple[BackendStatus, ...]:
     """The state of every backend, in the order of ``Backend``, each with its reason.
 
-    ``commands`` are those that settings name; for the others the rows' names are looked for on ``path``.
+    ``commands`` are those that settings name; for the others the rows' names are looked for on ``path``,
+    then among the programs that packages of this Python have brought along.
     ``env`` is the environment that engines are started with. What was tried is remembered in
     ``cache_dir`` for as long as program and processor stay the same. Raises nothing that an engine can
     cause, and leaves no process behind.
     """
+    path = os.pathsep.join(filter(None, (path, sysconfig.get_path("scripts"))))
     changed = {**engine_environment(env), **_EVERY_GPU}
     child_env = {name: value for name, value in changed.items() if value is not None}
     candidates = {backend: _candidates(BACKENDS[backend], path, commands) for backend in Backend}
