@@ -12,7 +12,7 @@ from deployments.engine import engine_application
 from deployments.logs import log_transitions
 from deployments.node_owner import NodeOwnerActor
 from xgen_ray import __version__
-from xgen_ray.api import ApiKeys, LocalGuard, create_management_app
+from xgen_ray.api import ApiKeys, LocalGuard, PageFiles, create_management_app
 from xgen_ray.api.asgi import App
 from xgen_ray.placement import DEFAULT_POLICY, Observation, PlacementPolicy
 from xgen_ray.schema import FailureReport
@@ -65,7 +65,8 @@ class Control:
         await self._control.start()
         # What is loaded by now stays: the collector need not look at it again in the middle of a decision.
         gc.freeze()
-        app: App = create_management_app(self._control, self._keys, links=self._settings.links)
+        api = create_management_app(self._control, self._keys, links=self._settings.links)
+        app: App = PageFiles(api)
         if not self._keys.required:
             app = LocalGuard(
                 app, allowed_hosts=self._settings.allowed_hosts, allowed_origins=self._settings.cors_origins

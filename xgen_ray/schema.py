@@ -375,13 +375,16 @@ class BackendReport(Wire):
 
 
 class LeaseReport(Wire):
-    """Memory of a node that a replica has or is promised."""
+    """Memory of a node that a replica has or is promised: bytes by device. ``used`` is what its engine was
+    seen to take.
+    """
 
     lease: str
     model: str
     backend: Backend | None = None
     state: str
     devices: dict[str, int]
+    used: dict[str, int] = {}
     threads: int
 
 

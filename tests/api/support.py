@@ -463,6 +463,10 @@ class InMemoryControl:
     async def unload(self, name: str) -> ModelStatus:
         return self._known(name).model_copy(update={"phase": Phase.UNLOADING})
 
+    async def restart(self, name: str) -> ModelStatus:
+        before = self._known(name)
+        return await self.load(LoadRequest(model=before.model, name=name), wait=False)
+
     async def scale(self, request: ScaleRequest) -> ModelStatus:
         wanted = request.replicas or 1
         self.models[request.name] = self._known(request.name).model_copy(update={"wanted_replicas": wanted})

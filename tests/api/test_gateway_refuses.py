@@ -254,7 +254,14 @@ async def test_a_model_is_not_asked_for_what_it_cannot_do(
     assert plain.engine.requests == []
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/images", "/v1/modelsx", "/v1/chat/completions/x", "/%00"])
+async def test_the_bare_address_leads_to_the_page(plain: Stack) -> None:
+    for method in ("GET", "HEAD"):
+        reply = await plain.client.request(method, "/")
+        assert (reply.status_code, reply.headers["location"]) == (307, "api/")
+    assert (await plain.client.post("/", json={})).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/images", "/v1/modelsx", "/v1/chat/completions/x", "/%00"])
 async def test_unknown_paths(plain: Stack, path: str) -> None:
     reply = await plain.client.get(path)
     assert reply.status_code == 404

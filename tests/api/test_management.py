@@ -325,6 +325,14 @@ async def test_an_unforeseen_error_tells_nothing_of_the_inside(managed: Managed)
     assert "nobody foresaw" not in reply.text
 
 
+async def test_a_restart_loads_what_was_loaded(managed: Managed) -> None:
+    await managed.post("/load?wait=false", model="/models/tiny.gguf", name="tiny")
+    reply = await managed.post("/restart", name="tiny")
+    assert (reply.status_code, reply.json()["phase"]) == (200, "loading")
+    assert managed.control.requests[-1].model == "/models/tiny.gguf"
+    assert (await managed.post("/restart", name="nobody")).status_code == 404
+
+
 async def test_keys_are_needed_when_there_are_any() -> None:
     async with managing(ApiKeys([("ops", "sk-ops")])) as running:
         running.control.excluded["tiny"] = {Backend.VLLM_CPU}
@@ -353,6 +361,7 @@ async def test_a_key_for_using_models_looks_on_and_changes_nothing() -> None:
         orders = {
             "/load": {"model": "tiny"},
             "/unload": {"name": "tiny"},
+            "/restart": {"name": "tiny"},
             "/scale": {"name": "tiny", "replicas": 2},
             "/lift": {"model": "tiny"},
         }
@@ -422,6 +431,7 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("get", "/management/figures"),
         ("post", "/management/load"),
         ("post", "/management/unload"),
+        ("post", "/management/restart"),
         ("post", "/management/plan"),
     }
     for methods in described["paths"].values():

@@ -318,6 +318,9 @@ class Fleet:
     async def nodes(self) -> NodesReport:
         return NodesReport(nodes=self.node_reports)
 
+    async def restart(self, name: str) -> ModelStatus:
+        raise NotImplementedError("the command line restarts nothing")
+
     async def local_models(self) -> LocalModelsReport:
         raise NotImplementedError("the command line asks for no local models")
 

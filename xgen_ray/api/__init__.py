@@ -5,6 +5,7 @@ from xgen_ray.api.gateway import Gateway, GatewayLimits
 from xgen_ray.api.guard import LocalGuard
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.management import create_management_app
+from xgen_ray.api.page import PageFiles
 from xgen_ray.api.relay import RetryLimits
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Gateway",
     "GatewayLimits",
     "LocalGuard",
+    "PageFiles",
     "RetryLimits",
     "create_management_app",
 ]

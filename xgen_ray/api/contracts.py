@@ -66,6 +66,12 @@ class ControlPlane(Protocol):
     async def unload(self, name: str) -> ModelStatus:
         """Start unloading ``name`` and return its state. Raises ModelNotFound."""
 
+    async def restart(self, name: str) -> ModelStatus:
+        """Unload ``name`` and load it again as it was asked for. Returns once it is on its way.
+
+        Cancelling the call ends the waiting, never the restart. Raises ModelNotFound.
+        """
+
     async def scale(self, request: ScaleRequest) -> ModelStatus:
         """Change how many replicas a model has, and nothing else. Raises ModelNotFound, WrongState."""
 

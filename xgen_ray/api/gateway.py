@@ -40,6 +40,8 @@ FORWARDED_HEADERS: Final = (
     b"tracestate",
     b"x-session-id",
 )
+# Relative, so that it also holds behind a proxy that serves all of this below a path of its own.
+PAGE_LOCATION: Final = b"api/"
 _NAMES_SHOWN: Final = 20
 
 
@@ -160,6 +162,11 @@ class Gateway:
         path, method = path_of(scope), scope["method"]
         if path == HEALTH_PATH and method in ("GET", "HEAD"):
             await reply.json(200, b'{"status":"ok"}')
+            return True
+        if path == "/" and method in ("GET", "HEAD"):
+            # Whoever has only the address gets to the page, which is control's.
+            await reply.start(307, [(b"location", PAGE_LOCATION)])
+            await reply.body(b"", more=False)
             return True
         if method == "OPTIONS":
             await self._options(path, headers, reply)

@@ -47,8 +47,8 @@ _PROBLEMS_SHOWN: Final = 5
 T = TypeVar("T")
 
 
-class UnloadRequest(Wire):
-    """Stop serving ``name`` and free what it holds."""
+class NameRequest(Wire):
+    """An order about the model that is loaded as ``name``."""
 
     name: str = Field(pattern=LOADED_PATTERN)
 
@@ -186,8 +186,13 @@ def _orders(control: ControlPlane) -> APIRouter:
         return await _while_connected(request, control.load(body, wait=True))
 
     @router.post("/unload", summary="Stop serving a model")
-    async def unload(body: UnloadRequest) -> ModelStatus:
+    async def unload(body: NameRequest) -> ModelStatus:
         return await control.unload(body.name)
+
+    @router.post("/restart", summary="Unload a model and load it again")
+    async def restart(body: NameRequest) -> ModelStatus:
+        """With the options that it was loaded with. Requests that run may finish."""
+        return await control.restart(body.name)
 
     @router.post("/scale", summary="Change how many replicas a model has")
     async def scale(body: ScaleRequest) -> ModelStatus:

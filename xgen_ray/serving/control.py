@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from xgen_ray import __version__
 from xgen_ray.console import EventsReport, LocalModelsReport
@@ -78,6 +78,7 @@ class Control:
         self._fleet = fleet
         self._loop = ControlLoop(settings, apps, make_hands)
         self._history = History(time.time())
+        self._restarts: set[asyncio.Task[ModelStatus]] = set()
 
     async def start(self) -> None:
         await self._loop.start()
@@ -115,6 +116,21 @@ class Control:
         await asyncio.gather(*outcomes)
         gone = {"phase": Phase.UNLOADING, "reason": "unloaded", "endpoint": None, "replicas": ()}
         return last.model_copy(update=gone)
+
+    async def restart(self, name: str) -> ModelStatus:
+        """Unloads the model, all of its pools, and loads it again as it was asked for."""
+        models = [one for one in self._loop.state.models.values() if one.served_as == name]
+        asked = [model.request for model in models or [self._model(name)]]
+        # Whoever asked may leave in between: the model must not.
+        task = asyncio.create_task(self._load_again(name, asked))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+        return await asyncio.shield(task)
+
+    async def _load_again(self, name: str, asked: Sequence[LoadRequest]) -> ModelStatus:
+        await self.unload(name)
+        loaded = [await self.load(request, wait=False) for request in asked]
+        return loaded[0]
 
     async def status(self) -> StatusReport:
         models = sorted(self._loop.state.models.values(), key=lambda model: model.name)

@@ -134,6 +134,7 @@ def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refu
                 backend=lease.backend,
                 state="ending" if lease.released else lease.state.value,
                 devices={claim.device: claim.size_bytes for claim in lease.claims},
+                used={claim.device: claim.size_bytes for claim in lease.use.claims} if lease.use else {},
                 threads=lease.threads,
             )
             for lease in state.leases
