@@ -155,6 +155,7 @@ async def test_nodes_are_all_there_also_one_that_is_silent(managed: Managed) -> 
             "backend": "llama-server-vulkan",
             "state": "claimed",
             "devices": {"ram": 2**20},
+            "used": {},
             "threads": 2,
         }
     ]
