@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+import psutil
 import yaml
 from pydantic import ValidationError
 
@@ -44,6 +45,8 @@ _STARTED: Final = "Ray runtime started."
 _SUBMITTED: Final = "Submitted deploy config successfully"
 _POLL_S: Final = 0.1
 _DEPLOY_AGAIN_S: Final = 2.0
+LOOK_S: Final = 5.0
+_RAYLET: Final = "raylet"
 _TAIL_LINES: Final = 12
 
 
@@ -185,9 +188,23 @@ class RayNode:
         if not self._said(_STARTED):
             raise explain(self._child.logs.tail(200), "Ray did not start on this node")
 
-    async def wait(self) -> XgenRayError:
-        """Wait until the node's processes are gone without having been told to; says why."""
-        failure = await self._child.wait()
+    async def wait(self, look_s: float = LOOK_S) -> XgenRayError:
+        """Wait until the node's processes are gone without having been told to; says why.
+
+        ``ray stop`` ends Ray's own processes and leaves ``ray start`` waiting for nothing: an end as well.
+        """
+        ended = asyncio.ensure_future(self._child.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=look_s)
+                if not ended.done() and not await asyncio.to_thread(self._has_raylet):
+                    await self._child.stop()
+                    return NodeNotStarted(
+                        "Ray was stopped on this node by somebody else, with `ray stop` perhaps"
+                    )
+        finally:
+            ended.cancel()
+        failure = ended.result()
         lines = tuple(line for line in self._child.logs.tail(200) if line.strip())
         if any("GCS" in line for line in lines):
             return HeadUnreachable("this node has lost its head: see whether it still runs")
@@ -221,6 +238,14 @@ class RayNode:
                     await asyncio.sleep(_DEPLOY_AGAIN_S)
         except TimeoutError:
             raise NodeNotStarted(f"Serve had not taken the config after {deadline_s:g} s: {said}") from None
+
+    def _has_raylet(self) -> bool:
+        """Whether the process that makes this machine a node still lives."""
+        try:
+            below = psutil.Process(self._child.pid).children(recursive=True)
+            return any(one.name() == _RAYLET and one.status() != psutil.STATUS_ZOMBIE for one in below)
+        except psutil.NoSuchProcess:
+            return True  # somebody ended while we looked: look again
 
     def _said(self, words: str) -> bool:
         return any(words in line for line in self._child.logs.tail(200))

@@ -1,7 +1,9 @@
 """The `ray start` of a node: what it is told, and what its failures are called."""
 
+import asyncio
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -206,6 +208,23 @@ async def test_a_node_that_ends_by_itself_is_told(tmp_path: Path) -> None:
     assert isinstance(error, NodeNotStarted)
     assert "Ray has ended on this node" in error.message
     assert "raylet died" in error.log_tail
+
+
+async def test_a_node_whose_raylet_was_stopped_by_somebody_ends(tmp_path: Path) -> None:
+    """As ``ray stop`` leaves it: ``ray start`` goes on, and there is no node any more."""
+    program = tmp_path / "program.py"
+    # A program's name in the system's list is the name of its file.
+    raylet = tmp_path / "raylet"
+    shutil.copy("/bin/sleep", raylet)
+    program.write_text(
+        f"import subprocess, time\nraylet = subprocess.Popen([{str(raylet)!r}, '1'])\n"
+        "print('Ray runtime started.', flush=True)\ntime.sleep(300)"
+    )
+    async with RayNode((sys.executable, str(program)), {}, os.environ) as node:
+        await node.start(20)
+        error = await asyncio.wait_for(node.wait(0.2), 20)
+    assert isinstance(error, NodeNotStarted)
+    assert "`ray stop`" in error.message
 
 
 async def deploy(program: str, tmp_path: Path, deadline_s: float) -> None:
