@@ -1,12 +1,24 @@
 """Shared by the API's tests."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 from tests.api.stack import Stack, stack
 from tests.api.support import chat, served
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, LoopFactory]:
+    """What touches transports runs on both loops: Ray's replicas have uvloop's."""
+    factories: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
+    if item.nodeid.startswith("tests/api/test_connection.py"):
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

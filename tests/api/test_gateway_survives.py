@@ -100,7 +100,7 @@ async def test_a_request_that_stops_every_engine_is_given_up() -> None:
 
 
 async def test_the_same_replica_is_tried_again_when_there_is_no_other() -> None:
-    async with stack(die, die) as running:  # pooled, then fresh
+    async with stack(die) as running:
         assert (await ask(running)).json() == COMPLETION
         assert running.dispatcher.outcomes == [("r1", "failed"), ("r1", "ok")]
 

@@ -8,13 +8,20 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
+from xgen_ray.api.connection import Break
 from xgen_ray.api.errors import INVALID, SERVER, ErrorReply
-from xgen_ray.api.upstream import Break, Call
+from xgen_ray.api.upstream import Call
 from xgen_ray.schema import Endpoint
 
 # Everything else is the engine's own business (Server, Set-Cookie, CORS) or belongs to one hop.
-PASSED_HEADERS: Final = ("Content-Type", "Content-Length", "Content-Encoding", "Cache-Control", "Retry-After")
-_BODY_HEADERS: Final = frozenset({"Content-Type", "Content-Length", "Content-Encoding"})
+PASSED_HEADERS: Final = (
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"cache-control",
+    b"retry-after",
+)
+_BODY_HEADERS: Final = frozenset({b"content-type", b"content-length", b"content-encoding"})
 
 # Engine messages that blame the server for what the request did: (status, part of the message).
 MISREPORTED: Final = ((500, "too large to process"), (500, "Failed to parse "))
@@ -36,11 +43,11 @@ class ErrorAnswer:
 
 
 def passed_headers(
-    headers: Mapping[str, str], endpoint: Endpoint, *, body: bool = True
+    headers: Mapping[bytes, bytes], endpoint: Endpoint, *, body: bool = True
 ) -> list[tuple[bytes, bytes]]:
     """The engine's headers for the client, and who answered. Without ``body``, none that describe it."""
     passed = [
-        (name.lower().encode(), value.encode("latin-1", "replace"))
+        (name, value)
         for name in PASSED_HEADERS
         if (body or name not in _BODY_HEADERS) and (value := headers.get(name)) is not None
     ]
@@ -51,8 +58,8 @@ def passed_headers(
     return passed
 
 
-def content_type(headers: Mapping[str, str]) -> str:
-    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
+def content_type(headers: Mapping[bytes, bytes]) -> bytes:
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def error_answer(status: int, body: bytes, call: Call) -> ErrorAnswer:

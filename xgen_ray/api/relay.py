@@ -8,19 +8,18 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final
 
-import aiohttp
-
 from xgen_ray.api.answers import content_type, error_answer, passed_headers, stream_error
 from xgen_ray.api.client import Reply
+from xgen_ray.api.connection import Break, Connection, UpstreamBroke
 from xgen_ray.api.contracts import Dispatcher
 from xgen_ray.api.stream_errors import StreamErrors
-from xgen_ray.api.upstream import Break, Call, Upstream, UpstreamBroke, engine_errors
+from xgen_ray.api.upstream import KEEPALIVE_S, Call, Upstream
 from xgen_ray.errors import EngineUnreachable, NotReady
 from xgen_ray.schema import Endpoint, Outcome, RequestHints
 
 # How much of an engine's error is read; what is longer is cut.
 ERROR_BYTES: Final = 256 * 1024
-EVENTS: Final = "text/event-stream"
+EVENTS: Final = b"text/event-stream"
 # An answer is measured in what it takes no reading to count: its events, or its bytes.
 EVENT_START: Final = b"data: "
 BYTES_A_UNIT: Final = 4
@@ -189,35 +188,34 @@ class Relay:
 
     async def _attempt(self, lease: Lease) -> bool | None:
         """Ask one engine. None: it is not ready, ask again. Raises UpstreamBroke before the first byte."""
-        response = await self._upstream.open(lease.endpoint, self._call)
+        answer = await self._upstream.open(lease.endpoint, self._call)
         try:
-            if response.status == 503:
+            if answer.status == 503:
                 lease.finish(Outcome.NOT_READY)
                 return None
-            if response.status >= 400:
-                await self._pass_error(response, lease)
+            if answer.status >= 400:
+                await self._pass_error(answer, lease)
                 return True
-            with engine_errors():
-                first = await response.content.readany()
-            errors = StreamErrors() if content_type(response.headers) == EVENTS else None
+            first = await answer.read()
+            errors = StreamErrors() if content_type(answer.headers) == EVENTS else None
             if errors is not None and errors.feed(first):
                 # The client has seen nothing yet: as good as no answer.
                 raise UpstreamBroke(Break.DROPPED)
-            return await self._pass(response, first, lease, errors)
+            return await self._pass(answer, first, lease, errors)
         finally:
             # Ends the connection, and with it the engine's work, unless the answer is complete.
-            response.close()
+            answer.close(keep_s=KEEPALIVE_S)
 
     async def _pass(
-        self, response: aiohttp.ClientResponse, first: bytes, lease: Lease, errors: StreamErrors | None
+        self, answer: Connection, first: bytes, lease: Lease, errors: StreamErrors | None
     ) -> bool:
+        """Without ``errors`` it is no stream of events."""
         lease.answering()
-        content, reply, chunk = response.content, self._reply, first
-        in_events = content_type(response.headers) == EVENTS
-        await reply.start(response.status, passed_headers(response.headers, lease.endpoint))
+        reply, chunk = self._reply, first
+        await reply.start(answer.status, passed_headers(answer.headers, lease.endpoint))
         while True:
-            done = content.at_eof()
-            lease.units += chunk.count(EVENT_START) if in_events else len(chunk) // BYTES_A_UNIT
+            done = answer.at_end
+            lease.units += len(chunk) // BYTES_A_UNIT if errors is None else chunk.count(EVENT_START)
             if done:
                 lease.finish(Outcome.OK)
             await reply.body(chunk, more=not done)
@@ -225,36 +223,33 @@ class Relay:
                 return True
             last = chunk
             try:
-                with engine_errors():
-                    chunk = await content.readany()
+                chunk = await answer.read()
             except UpstreamBroke as broke:
                 lease.finish(Outcome.FAILED)
-                return await self._broke_off(response, last, broke.how)
+                return errors is not None and await self._broke_off(last, broke.how)
             if errors is not None and errors.feed(chunk):
                 lease.finish(Outcome.FAILED)
 
-    async def _broke_off(self, response: aiohttp.ClientResponse, last: bytes, how: Break) -> bool:
-        if content_type(response.headers) != EVENTS:
-            return False
+    async def _broke_off(self, last: bytes, how: Break) -> bool:
+        """The end of a stream of events that has none of its own."""
         # A torn event is closed first, so that the error is read as an event of its own.
         torn = b"" if last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
         await self._reply.body(torn + stream_error(self._call.model, how, typed=self._typed), more=False)
         return True
 
-    async def _pass_error(self, response: aiohttp.ClientResponse, lease: Lease) -> None:
-        with engine_errors():
-            body = bytearray()
-            while chunk := await response.content.readany():
-                body += chunk
-                if len(body) > ERROR_BYTES:
-                    break
-        answer = error_answer(response.status, bytes(body), self._call)
-        lease.finish(_outcome_of(response.status, at_fault=answer.engine_at_fault))
-        headers = passed_headers(response.headers, lease.endpoint, body=False)
-        if answer.content is not None:
-            await self._reply.json(answer.reply.status, answer.content, headers)
+    async def _pass_error(self, answer: Connection, lease: Lease) -> None:
+        body = bytearray()
+        while chunk := await answer.read():
+            body += chunk
+            if len(body) > ERROR_BYTES:
+                break
+        error = error_answer(answer.status, bytes(body), self._call)
+        lease.finish(_outcome_of(answer.status, at_fault=error.engine_at_fault))
+        headers = passed_headers(answer.headers, lease.endpoint, body=False)
+        if error.content is not None:
+            await self._reply.json(error.reply.status, error.content, headers)
         else:
-            await self._reply.error(replace(answer.reply, headers=()), headers, typed=self._typed)
+            await self._reply.error(replace(error.reply, headers=()), headers, typed=self._typed)
 
 
 def _outcome_of(status: int, *, at_fault: bool) -> Outcome:

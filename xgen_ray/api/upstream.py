@@ -1,36 +1,18 @@
-"""HTTP to the engines: one pool of connections, foreign errors translated in one place."""
+"""Requests to the engines: one pool of connections, foreign errors translated in one place."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
+from xgen_ray.api.connection import Break, Connection, UpstreamBroke
 from xgen_ray.schema import Endpoint
 
 # Engines close idle connections after 5 s (uvicorn's and cpp-httplib's default): let go before they do.
-KEEPALIVE_S = 4.0
-# Larger bodies go out in pieces of this size, so that other requests get their turn.
-PIECE_BYTES = 256 * 1024
-_URLS_KEPT = 1024
-
-
-class Break(StrEnum):
-    """How far a request came before the connection failed."""
-
-    REFUSED = "refused"  # nothing was sent
-    DROPPED = "dropped"  # sent, perhaps worked on, then the connection broke
-    SILENT = "silent"  # sent, and no byte came for too long
-
-
-class UpstreamBroke(Exception):  # never leaves this package: becomes EngineUnreachable
-    """The connection to an engine failed. Carries no address: its text may reach a client."""
-
-    def __init__(self, how: Break) -> None:
-        super().__init__(how)
-        self.how = how
+KEEPALIVE_S: Final = 4.0
+_ENGINES_KEPT: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,93 +25,96 @@ class Call:
     content: bytes
 
 
-@contextmanager
-def engine_errors() -> Iterator[None]:
-    """Translate what aiohttp raises into UpstreamBroke."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL):
-        raise UpstreamBroke(Break.REFUSED) from None
-    except aiohttp.SocketTimeoutError:
-        raise UpstreamBroke(Break.SILENT) from None
-    except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError):
-        raise UpstreamBroke(Break.DROPPED) from None
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """One place to connect to. ``kept`` are the connections that are free, the newest last."""
+
+    host: str
+    port: int
+    kept: list[Connection] = field(default_factory=list)
 
 
 class Upstream:
     """Opens requests on engines. Belongs to one event loop, from its first use to ``aclose``."""
 
-    __slots__ = ("_connect_s", "_fresh", "_pooled", "_silence_s", "_urls")
+    __slots__ = ("_connect_s", "_engines", "_silence_s")
 
     def __init__(self, *, connect_s: float, silence_s: float) -> None:
         self._connect_s = connect_s
         self._silence_s = silence_s
-        self._pooled: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
-        self._urls: dict[tuple[str, str], URL] = {}
+        self._engines: dict[str, _Engine] = {}
 
-    async def open(self, endpoint: Endpoint, call: Call) -> aiohttp.ClientResponse:
+    async def open(self, endpoint: Endpoint, call: Call) -> Connection:
         """Send ``call`` and return once the status and headers are there. Raises UpstreamBroke.
 
         A kept connection may be closed by the engine in the very moment of its reuse, which looks
-        like a crash. So a break on a pooled connection is tried once more on a fresh one.
+        like a crash. So a break on one is tried once more on a fresh one.
         """
-        if self._pooled is None:
-            self._pooled = self._session(keep=True)
-        try:
-            return await self._post(self._pooled, endpoint, call)
-        except UpstreamBroke as broke:
-            if broke.how is not Break.DROPPED:
-                raise
-        if self._fresh is None:
-            self._fresh = self._session(keep=False)
-        return await self._post(self._fresh, endpoint, call)
+        engine = self._engine(endpoint.url)
+        head = _head(endpoint, call)
+        if engine.kept:
+            try:
+                return await _asked(engine.kept.pop(), head, call.content)
+            except UpstreamBroke as broke:
+                if broke.how is not Break.DROPPED:
+                    raise
+        return await _asked(await self._connect(engine), head, call.content)
 
     async def aclose(self) -> None:
-        for session in (self._pooled, self._fresh):
-            if session is not None:
-                await session.close()
-        self._pooled = self._fresh = None
+        for engine in self._engines.values():
+            for connection in engine.kept.copy():
+                connection.abort()
+        self._engines.clear()
 
-    async def _post(
-        self, session: aiohttp.ClientSession, endpoint: Endpoint, call: Call
-    ) -> aiohttp.ClientResponse:
-        headers = {**call.headers, "authorization": f"Bearer {endpoint.key}"}
-        data: bytes | AsyncIterator[bytes] = call.content
-        if len(call.content) > PIECE_BYTES:
-            headers["content-length"] = str(len(call.content))
-            data = _pieces(call.content)
-        with engine_errors():
-            return await session.post(
-                self._url(endpoint.url, call.path), data=data, headers=headers, allow_redirects=False
-            )
+    def _engine(self, url: str) -> _Engine:
+        engine = self._engines.get(url)
+        if engine is None:
+            if len(self._engines) >= _ENGINES_KEPT:
+                self._engines = {known: one for known, one in self._engines.items() if one.kept}
+            engine = self._engines[url] = _located(url)
+        return engine
 
-    def _url(self, base: str, path: str) -> URL:
-        url = self._urls.get((base, path))
-        if url is None:
-            if len(self._urls) >= _URLS_KEPT:
-                self._urls.clear()
-            url = self._urls[base, path] = URL(base.rstrip("/") + path)
-        return url
-
-    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
-        connector = (
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-            if keep
-            else aiohttp.TCPConnector(limit=0, force_close=True)
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self._connect_s, sock_read=self._silence_s
-            ),
-        )
+    async def _connect(self, engine: _Engine) -> Connection:
+        loop = asyncio.get_running_loop()
+        factory = partial(Connection, engine.kept, self._silence_s)
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await loop.create_connection(factory, engine.host, engine.port)
+        except (OSError, TimeoutError):
+            raise UpstreamBroke(Break.REFUSED) from None
+        return connection
 
 
-async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    view = memoryview(content)
-    for start in range(0, len(content), PIECE_BYTES):
-        yield bytes(view[start : start + PIECE_BYTES])
+async def _asked(connection: Connection, head: bytes, content: bytes) -> Connection:
+    try:
+        await connection.ask(head, content)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _located(url: str) -> _Engine:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if host is None or parts.scheme != "http":
+        raise UpstreamBroke(Break.REFUSED)
+    return _Engine(host, port or 80)
+
+
+def _head(endpoint: Endpoint, call: Call) -> bytes:
+    lines = [
+        f"POST {call.path} HTTP/1.1",
+        f"host: {endpoint.url.removeprefix('http://').rstrip('/')}",
+        f"authorization: Bearer {endpoint.key}",
+        f"content-length: {len(call.content)}",
+        *(f"{name}: {value}" for name, value in call.headers.items()),
+    ]
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1:
+        # Nobody gets a line of his own in here.
+        raise UpstreamBroke(Break.REFUSED)
+    return head.encode("latin-1") + b"\r\n\r\n"
