@@ -1,4 +1,5 @@
-"""The program that Ray starts as HAProxy: closes its side doors, ties it to its owner, becomes HAProxy.
+"""The program that Ray starts as HAProxy: closes its side doors, shortens the way to the router, ties it to
+its owner, becomes HAProxy.
 
     python -I -S haproxy.py PORT,PORT BINARY ARGUMENTS...
 
@@ -17,6 +18,10 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _OPEN_BIND = re.compile(r"^(\s*bind) \*?:(\d+)", re.MULTILINE)
+# Ray names a backend after its application.
+_ROUTER_BACKEND = re.compile(r"^backend http-xgen-router$", re.MULTILINE)
+# The router watches its clients itself. Told so, Ray starts no tasks beside each request to do it once more.
+_UNWATCHED = "http-request set-header x-request-disconnect-disabled ?1"
 
 
 def close_ports(config: str, ports: frozenset[str]) -> str:
@@ -26,6 +31,11 @@ def close_ports(config: str, ports: frozenset[str]) -> str:
         return f"{found[1]} 127.0.0.1:{found[2]}" if found[2] in ports else found[0]
 
     return _OPEN_BIND.sub(closed, config)
+
+
+def leave_clients_to_the_router(config: str) -> str:
+    """The configuration with the router's requests marked as watched already."""
+    return _ROUTER_BACKEND.sub(rf"\g<0>\n    {_UNWATCHED}", config)
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +49,8 @@ def main(argv: list[str]) -> None:
     for flag, value in itertools.pairwise(argv):
         if flag == "-f":
             path = Path(value)
-            path.write_text(close_ports(path.read_text(), frozenset(ports.split(","))))
+            config = close_ports(path.read_text(), frozenset(ports.split(",")))
+            path.write_text(leave_clients_to_the_router(config))
     os.execv(argv[0], argv)  # noqa: S606  # an argument list, no shell
 
 

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from deployments.environment import LocalPorts, loopback_environment, serve_environment
-from deployments.haproxy import close_ports
+from deployments.haproxy import close_ports, leave_clients_to_the_router
 from tests.process.watching import Deaths
+from xgen_ray.settings import CONTROL_APP, ROUTER_APP
 
 PROGRAM = Path(__file__).parents[2] / "deployments" / "haproxy.py"
 
@@ -39,6 +40,16 @@ def test_rays_own_template_has_no_open_port_left() -> None:
     template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE.replace("{{ config.", "").replace(" }}", "")
     filled = template.replace("metrics_port", "9101").replace("stats_port", "8404")
     assert close_ports(filled, frozenset({"9101", "8404"})).count("bind 127.0.0.1:") == 2
+
+
+def test_ray_is_told_that_the_router_watches_its_clients_and_nobody_else() -> None:
+    from ray.serve._private.http_util import parse_disconnect_disabled_header
+
+    config = f"backend http-{CONTROL_APP}\n    log global\nbackend http-{ROUTER_APP}\n    log global\n"
+    control, _, router = leave_clients_to_the_router(config).partition(f"backend http-{ROUTER_APP}\n")
+    assert "set-header" not in control
+    _, name, value = router.splitlines()[0].rsplit(" ", 2)
+    assert parse_disconnect_disabled_header({name.encode(): value.encode()})
 
 
 def test_the_script_becomes_the_program_with_its_arguments(tmp_path: Path) -> None:

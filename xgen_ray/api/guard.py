@@ -7,6 +7,7 @@ rebinding: the Host header gives it away) and a foreign page that posts (Origin,
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from xgen_ray.api.asgi import (
@@ -132,6 +133,8 @@ class JsonBodyGuard:
         await self._app(scope, replay, send)
 
 
+# A server is called by few names, with every request.
+@lru_cache(maxsize=64)
 def _host_of(authority: str) -> str | None:
     """The name in ``name:port`` or ``[v6]:port``; None if it is neither."""
     try:
@@ -150,6 +153,7 @@ def _authority_of(origin: str) -> str | None:
     return parts.netloc if parts.scheme in ("http", "https") else None
 
 
+@lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True

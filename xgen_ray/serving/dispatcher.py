@@ -43,6 +43,7 @@ class TableDispatcher:
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._table = RoutingTable()
+        self._served: tuple[ServedModel, ...] = ()
         self._changed = asyncio.Event()
         self._balancer = Balancer(rng=rng)
         self._used: dict[str, float] = {}
@@ -59,6 +60,9 @@ class TableDispatcher:
     def apply(self, table: RoutingTable) -> None:
         """Replaces the table and wakes who waits for a change."""
         self._table = table
+        self._served = tuple(
+            route.model for route in table.routes.values() if route.listed and route.phase in LISTED_PHASES
+        )
         self._used = {name: used for name, used in self._used.items() if name in table.routes}
         self._wishes = {
             engine.replica_id: engine.wish or name
@@ -81,8 +85,7 @@ class TableDispatcher:
         self._changed = asyncio.Event()
 
     def served(self) -> tuple[ServedModel, ...]:
-        routes = self._table.routes.values()
-        return tuple(route.model for route in routes if route.listed and route.phase in LISTED_PHASES)
+        return self._served
 
     def report(self) -> RouterReport:
         """What control is to know of this router."""
