@@ -14,9 +14,10 @@ from deployments.node_owner import NodeOwnerActor
 from xgen_ray import __version__
 from xgen_ray.api import ApiKeys, LocalGuard, PageFiles, create_management_app
 from xgen_ray.api.asgi import App
-from xgen_ray.placement import DEFAULT_POLICY, Observation, PlacementPolicy
+from xgen_ray.placement import DEFAULT_POLICY, NodeType, Observation, PlacementPolicy
 from xgen_ray.schema import FailureReport
 from xgen_ray.serving.apps import Apps
+from xgen_ray.serving.autoscaler import Autoscaler
 from xgen_ray.serving.control import Control as ControlPlane
 from xgen_ray.serving.hands import AppSettings, Hands
 from xgen_ray.serving.looks import FleetReader
@@ -52,12 +53,18 @@ class Control:
         versions = Versions(__version__, ray.__version__, platform.python_version())
         fleet = FleetReader(nodes, sources, _policy(settings), versions)
         app_settings = AppSettings(CONTROL_APP, CONTROL_DEPLOYMENT, settings.cache_dir, settings.drain_s)
+        node_types = {
+            name: NodeType(name, kind.resources, kind.labels, kind.max_workers)
+            for name, kind in settings.node_types.items()
+        }
         self._control = ControlPlane(
-            LoopSettings(settings.state_dir, settings.models, settings.node_costs),
+            LoopSettings(settings.state_dir, settings.models, settings.node_costs, node_types),
             settings.base_url,
             apps,
             fleet,
-            lambda post: Hands(app_settings, engine_application, fleet, nodes, apps, post),
+            lambda post: Hands(
+                app_settings, engine_application, fleet, nodes, apps, Autoscaler(node_types), post
+            ),
         )
 
     async def __serve_build_asgi_app__(self) -> App:

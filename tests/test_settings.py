@@ -135,3 +135,13 @@ def test_costs_are_of_devices_that_tags_know() -> None:
     for name, cost in (("h100", 4), ("GFX1151", 1), ("sm_90", 0), ("cpu", -1)):
         with pytest.raises(ValidationError, match=name):
             ControlSettings.model_validate({"node_costs": {name: cost}})
+
+
+def test_node_types_are_told_in_the_words_of_rays_own_configuration() -> None:
+    told = {"resources": {"CPU": 8, "gfx1151": 1}, "labels": {"xgen-ray/ram": "64g"}, "max_workers": 2}
+    kind = ControlSettings.model_validate({"node_types": {"amd": told}}).node_types["amd"]
+    assert (kind.resources["gfx1151"], kind.max_workers) == (1, 2)
+    wrong: object
+    for wrong in ({"resources": {}}, {"labels": {}}, {**told, "min_workers": 1}, {**told, "max_workers": 0}):
+        with pytest.raises(ValidationError):
+            ControlSettings.model_validate({"node_types": {"amd": wrong}})

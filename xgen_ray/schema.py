@@ -293,6 +293,13 @@ class PlanReport(Wire):
     faults: tuple[FaultReport, ...] = ()
 
 
+class AwaitedNodes(Wire):
+    """Nodes that a model waits for: how many of each of the autoscaler's types, since when."""
+
+    types: dict[str, int]
+    since: float
+
+
 class ModelStatus(Wire):
     """Everything an operator asks about one model. ``shortfall`` says why replicas have no place."""
 
@@ -310,6 +317,7 @@ class ModelStatus(Wire):
     replicas: tuple[ReplicaStatus, ...] = ()
     wanted_replicas: int = 1
     shortfall: str | None = None
+    awaited_nodes: AwaitedNodes | None = None
     progress: Progress | None = None
     failures: tuple[FailureReport, ...] = ()
     exclusions: tuple[ExclusionReport, ...] = ()

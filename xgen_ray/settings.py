@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
@@ -85,6 +86,23 @@ class Settings(BaseModel):
     cors_origins: tuple[str, ...] = ()
 
 
+class NodeTypeSettings(BaseModel):
+    """What the cluster's autoscaler knows of a node type, in the words of Ray's cluster configuration: copy
+    them from there. The tags of ``xgen-ray node --dry-run`` say what a node has.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resources: Mapping[str, NonNegativeFloat] = Field(
+        min_length=1, description="CPU, and tags like gfx1151: 1, as the nodes will have them."
+    )
+    labels: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Of the tags: xgen-ray/ram and, with GPUs, xgen-ray/gpu-memory at least.",
+    )
+    max_workers: PositiveInt = 1
+
+
 class ControlSettings(Settings):
     """Arguments of the control application."""
 
@@ -108,6 +126,10 @@ class ControlSettings(Settings):
         description="What an engine costs for each GPU that it has, or on the CPU, by the device's kind: "
         "gfx1151, sm_90, nvidia, amd_rdna, cpu, ... In any unit, 1 where nothing is said. A name grows "
         "where speed per cost is best.",
+    )
+    node_types: Mapping[str, NodeTypeSettings] = Field(
+        default_factory=dict,
+        description="Nodes that Ray's autoscaler may be asked to start for models without a place.",
     )
     hub_endpoint: str | None = Field(None, description="Another Hugging Face hub than the public one.")
     links: Mapping[str, HttpUrlText] = Field(

@@ -12,7 +12,7 @@ from tests.cli.fleet import EVERYWHERE, KEY, NO_GPU, REFUSAL, Fleet, ready, spre
 from xgen_ray import __version__
 from xgen_ray.cli.exits import ExitCode
 from xgen_ray.placement.types import Backend, EngineOptions
-from xgen_ray.schema import FailureReport, ModelStatus, Phase, PlanReport, StatusReport
+from xgen_ray.schema import AwaitedNodes, FailureReport, ModelStatus, Phase, PlanReport, StatusReport
 
 
 def test_load_waits_until_ready_and_shows_the_way_in(call: Call, fleet: Fleet, url: str) -> None:
@@ -177,6 +177,12 @@ def test_ps_of_one_model_has_its_engines_and_what_is_left_out(call: Call, fleet:
         assert row in rows
     fleet.models["small"] = ready("small")
     assert "lift" not in call("ps", "small").stdout
+
+
+def test_ps_says_what_node_a_model_waits_for(call: Call, fleet: Fleet) -> None:
+    awaited = AwaitedNodes(types={"amd": 2}, since=time.time() - 65)
+    fleet.models["small"] = ready("small").model_copy(update={"awaited_nodes": awaited})
+    assert "nodes of the type 2 x amd, for 1m05s" in re.sub(r" +", " ", call("ps", "small").stdout)
 
 
 def test_ps_as_json_is_the_servers_report(call: Call, fleet: Fleet) -> None:

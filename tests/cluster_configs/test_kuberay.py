@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from tests.cluster_configs.test_configs import ARGUMENTS, CONFIGS, node_options
 from xgen_ray import __version__
 from xgen_ray.hardware.types import GPUType
+from xgen_ray.placement.nodetypes import NodeType, imagine
 from xgen_ray.placement.tags import CPU_NODE, LABEL_PREFIX
 from xgen_ray.placement.types import Backend
 
@@ -49,6 +50,11 @@ def groups() -> dict[str, Object]:
     cluster = ray_service()["spec"]["rayClusterConfig"]
     workers = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     return {"head": cluster["headGroupSpec"], **workers}
+
+
+def control_arguments() -> Object:
+    serve_config: Object = yaml.safe_load(ray_service()["spec"]["serveConfigV2"])
+    return next(one["args"] for one in serve_config["applications"] if one["name"] == "xgen-control")
 
 
 def ray_container(group: Object) -> Object:
@@ -171,6 +177,16 @@ def test_what_a_group_promises_are_words_that_nodes_use(name: str) -> None:
     assert backends <= set(Backend)
     own = set(group["resources"]) - {"CPU", "GPU"}
     assert own == {CPU_NODE if kind is GPUType.CPU else str(kind)}
+
+
+@pytest.mark.parametrize("name", ["nvidia", "amd", "cpu"])
+def test_control_is_told_what_the_groups_are(name: str) -> None:
+    group, told = groups()[name], control_arguments()["node_types"][name]
+    assert told["labels"] == group["labels"]
+    assert told["max_workers"] == group["maxReplicas"]
+    resources = {key: float(size) for key, size in group["resources"].items() if float(size)}
+    assert told["resources"] == resources
+    assert imagine(NodeType(name, resources, told["labels"])) is not None, "how large it is, is said"
 
 
 @pytest.mark.parametrize("name", ["head", "nvidia", "amd", "cpu"])

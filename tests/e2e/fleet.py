@@ -74,7 +74,9 @@ class FleetNode(Node):
         self.machine = machine
         self.launches = home / "launches"
         self.launches.mkdir(parents=True)
-        super().__init__(home, *arguments, environment=self._furnish(home) | _common(shared_cache))
+        super().__init__(
+            home, *arguments, environment=furnish(machine, home, self.launches) | _common(shared_cache)
+        )
         if token is not None:
             self.give_token(token)
 
@@ -96,40 +98,43 @@ class FleetNode(Node):
         self.stop()
         return moment
 
-    def _furnish(self, home: Path) -> dict[str, str]:
-        """Put the machine's libraries and programs in place; the variables that lead there."""
-        held = {card.uuid: home / "held" / str(number) for number, card in enumerate(self.machine.cards)}
-        for folder in held.values():
-            folder.mkdir(parents=True)
-        environment: dict[str, str] = {}
-        for vendor in {card.vendor for card in self.machine.cards}:
-            (library := home / vendor).mkdir()
-            cards = [card for card in self.machine.cards if card.vendor == vendor]
-            described = ";".join(f"{card.fields},held={held[card.uuid]}" for card in cards)
-            if vendor == "nvidia":
-                build_nvml(library, {"STANDIN_NVML_CARDS": described})
-                environment["LD_LIBRARY_PATH"] = str(library)
-            else:
-                build_amdsmi(library, {"STANDIN_AMDSMI_CARDS": described})
-                environment |= {"ROCM_PATH": str(library), "PYTHONPATH": str(AMDSMI_SITE)}
-        (programs := home / "bin").mkdir()
-        for name, (prefix, takes_mb, cards_seen) in self.machine.engines.items():
-            devices = tuple(
-                Device(
-                    card.uuid,
-                    card.description,
-                    card.total_mb,
-                    card.total_mb - card.used_mb,
-                    str(held[card.uuid]),
-                )
-                for card in cards_seen
+
+def furnish(machine: Machine, home: Path, launches: Path) -> dict[str, str]:
+    """Put the machine's libraries and programs in place; the variables that lead there. Its engines write
+    down in ``launches`` how they were started.
+    """
+    held = {card.uuid: home / "held" / str(number) for number, card in enumerate(machine.cards)}
+    for folder in held.values():
+        folder.mkdir(parents=True)
+    environment: dict[str, str] = {}
+    for vendor in {card.vendor for card in machine.cards}:
+        (library := home / vendor).mkdir()
+        cards = [card for card in machine.cards if card.vendor == vendor]
+        described = ";".join(f"{card.fields},held={held[card.uuid]}" for card in cards)
+        if vendor == "nvidia":
+            build_nvml(library, {"STANDIN_NVML_CARDS": described})
+            environment["LD_LIBRARY_PATH"] = str(library)
+        else:
+            build_amdsmi(library, {"STANDIN_AMDSMI_CARDS": described})
+            environment |= {"ROCM_PATH": str(library), "PYTHONPATH": str(AMDSMI_SITE)}
+    (programs := home / "bin").mkdir()
+    for name, (prefix, takes_mb, cards_seen) in machine.engines.items():
+        devices = tuple(
+            Device(
+                card.uuid,
+                card.description,
+                card.total_mb,
+                card.total_mb - card.used_mb,
+                str(held[card.uuid]),
             )
-            build = programs / f"{name}.json"
-            build.write_text(json.dumps(asdict(Build(prefix, takes_mb, devices, str(self.launches)))))
-            words = shlex.join([sys.executable, str(_STAND_IN), str(build)])
-            (programs / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-            (programs / name).chmod(0o755)
-        return environment | {"PATH": f"{programs}:/usr/bin:/bin"}
+            for card in cards_seen
+        )
+        build = programs / f"{name}.json"
+        build.write_text(json.dumps(asdict(Build(prefix, takes_mb, devices, str(launches)))))
+        words = shlex.join([sys.executable, str(_STAND_IN), str(build)])
+        (programs / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (programs / name).chmod(0o755)
+    return environment | {"PATH": f"{programs}:/usr/bin:/bin"}
 
 
 def _common(cache: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ look, a download, a start. Every fault is drawn from the seed, and everything th
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from tests.serving.builders import GIB, MIB, engines, facts, failure, radeon, replica, request, snapshot
@@ -14,6 +15,7 @@ from xgen_ray.placement import (
     RAM,
     Claim,
     Exclusion,
+    NodeType,
     NodeView,
     Observation,
     gpu_key,
@@ -29,6 +31,7 @@ from xgen_ray.serving.state import (
     AppPrepared,
     AppRefused,
     AppsObserved,
+    AskForNodes,
     CancelLook,
     ControlState,
     Effect,
@@ -56,7 +59,17 @@ from xgen_ray.serving.state import (
     UseReported,
     WakeAsked,
 )
+from xgen_ray.serving.supply import nodes_at_rest
 
+NODE_TYPES = {
+    "amd": NodeType(
+        "amd",
+        {"CPU": 8, "amd_rdna": 1, "gfx1151": 1},
+        {"xgen-ray/ram": "64g", "xgen-ray/gpu-memory": "48g", "xgen-ray/gpu-type": "amd_rdna"},
+        max_workers=2,
+    ),
+    "cpu": NodeType("cpu", {"CPU": 8, "cpu_node": 1}, {"xgen-ray/ram": "64g"}, max_workers=1),
+}
 TTL_S = 45.0
 GRACE_S = 5.0
 DEATHS = (
@@ -78,6 +91,7 @@ class Node:
     ram_bytes: int
     gpus: tuple[GPUInfo, ...]
     with_files: bool
+    kind: str = ""
     book: Book = field(default_factory=Book)
     # Engines that really run here, by the lease they have.
     engines: dict[str, tuple[Claim, ...]] = field(default_factory=dict)
@@ -120,6 +134,7 @@ class Node:
             has_files=self.with_files,
             can_fetch=True,
             tagged=True,
+            node_type=self.kind,
         )
 
 
@@ -161,6 +176,9 @@ class World:
     # What each caller wants of which name: a load (True), an unload (False), another scale (None).
     asked: dict[str, tuple[str, bool | None]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    # What the autoscaler may start, and what it was last told.
+    types: dict[str, NodeType] = field(default_factory=dict)
+    wanted_nodes: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     faults: bool = True
     names: tuple[str, ...] = ("a", "b", "c")
@@ -172,6 +190,8 @@ class World:
     @classmethod
     def of(cls, seed: int, nodes: int, names: int) -> "World":
         world = cls(random.Random(seed), names=tuple(f"m{number}" for number in range(names)))
+        if world.rng.random() < 0.5:
+            world.types, nodes = NODE_TYPES, 1
         for _ in range(nodes):
             world.join()
         return world
@@ -179,14 +199,18 @@ class World:
     def note(self, text: str) -> None:
         self.log.append(f"{self.now:9.1f} {text}")
 
-    def join(self) -> None:
+    def join(self, kind: str = "") -> None:
         node_id = f"n{len(self.nodes)}.{self.rng.randrange(10**6)}"
         gpus = tuple(
             radeon(self.rng.choice((8, 16, 24)) * GIB, number)
             for number in range(self.rng.choice((0, 0, 1, 1, 2)))
         )
         ram = self.rng.choice((8, 16, 32)) * GIB
-        self.nodes[node_id] = Node(node_id, ram, gpus, with_files=self.rng.random() < 0.5)
+        # Now and then a node is not what its type declares.
+        if kind and self.rng.random() < 0.8:
+            gpus = (radeon(48 * GIB, 0),) if kind == "amd" else ()
+            ram = 64 * GIB
+        self.nodes[node_id] = Node(node_id, ram, gpus, with_files=self.rng.random() < 0.5, kind=kind)
         self.note(f"node {node_id} joins: {ram // GIB} GiB, {len(gpus)} GPUs")
 
     # ---- control -------------------------------------------------------------------------------
@@ -204,7 +228,11 @@ class World:
         self.state = ControlState()
         seen = {name: app.state for name, app in self.apps.items()}
         records = tuple(self.registry.values())
-        self.feed(Restored(records, dict(self.declared), seen, f"life{self.lives}", self.now, *self.lessons))
+        life = f"life{self.lives}"
+        declared = dict(self.declared)
+        self.feed(
+            Restored(records, declared, seen, life, self.now, *self.lessons, node_types=dict(self.types))
+        )
 
     def feed(self, event: Event) -> None:
         self.note(f"-> {_short(event)}")
@@ -250,6 +278,8 @@ class World:
                     self.promised[name] = is_load
                 elif is_load:
                     self.promised.pop(name, None)
+            case AskForNodes(counts=counts):
+                self.wanted_nodes = dict(counts)
             case Publish():
                 pass
 
@@ -286,6 +316,7 @@ class World:
                 self.use,
                 self.wake,
                 self.scale,
+                self.autoscale,
                 self.apply_configuration,
             ],
             weights=[
@@ -303,11 +334,29 @@ class World:
                 2,
                 2 * fault,
                 fault,
+                4,
                 3 * fault,
             ],
         )[0]
         action()
         self.tend_books()
+
+    def autoscale(self) -> None:
+        """The autoscaler starts what is asked for and not there, and takes back what is idle."""
+        there = Counter(node.kind for node in self.nodes.values() if node.kind)
+        for kind, count in self.wanted_nodes.items():
+            assert count <= self.types[kind].max_workers, "a demand that cannot be met is ignored as a whole"
+            if there[kind] < count and not (self.faults and self.rng.random() < 0.3):
+                self.join(kind)
+                return
+        resting = nodes_at_rest(self.state)
+        for node in list(self.nodes.values()):
+            over = there[node.kind] > self.wanted_nodes.get(node.kind, 0)
+            if node.kind and over and node.node_id in resting and self.rng.random() < 0.5:
+                assert not node.engines, "a node in use is never idle"
+                self.note(f"the autoscaler takes back {node.node_id}")
+                self.drop_node(node.node_id)
+                return
 
     def deliver(self) -> None:
         if self.inbox:
@@ -315,7 +364,7 @@ class World:
 
     def observe(self) -> None:
         # A look is a snapshot: it may be delivered after the world has moved on.
-        self.inbox.append(NodesObserved({key: f"node-{key}" for key in self.nodes}, self.now))
+        self.inbox.append(NodesObserved(*self.listed()))
         alive = {
             name: frozenset(app.replicas)
             for name, app in self.apps.items()
@@ -351,6 +400,10 @@ class World:
         ]
         fleet = Fleet(tuple(views), silent=silent)
         self.inbox.append(LookDone(effect.name, effect.attempt, found, fleet, self.now))
+
+    def listed(self) -> tuple[dict[str, str], float, dict[str, str]]:
+        names = {key: f"node-{key}" for key in self.nodes}
+        return names, self.now, {key: node.kind for key, node in self.nodes.items() if node.kind}
 
     def size_of(self, name: str) -> int:
         if name not in self.sizes or (self.faults and self.rng.random() < 0.05):
@@ -508,11 +561,14 @@ class World:
         if len(self.nodes) > 1:
             node_id = self.rng.choice(sorted(self.nodes))
             self.note(f"node {node_id} is lost")
-            del self.nodes[node_id]
-            for app in self.apps.values():
-                if app.node_id == node_id:
-                    app.replicas.clear()
-                    app.state = ServeState.UNHEALTHY if app.state is not ServeState.STOPPING else app.state
+            self.drop_node(node_id)
+
+    def drop_node(self, node_id: str) -> None:
+        del self.nodes[node_id]
+        for app in self.apps.values():
+            if app.node_id == node_id:
+                app.replicas.clear()
+                app.state = ServeState.UNHEALTHY if app.state is not ServeState.STOPPING else app.state
 
     def gain_node(self) -> None:
         self.join()
@@ -569,6 +625,7 @@ class World:
                 self.prepare()
                 for name in sorted(self.apps):
                     self.run_app(name)
+                self.autoscale()
                 self.tend_books()
 
 

@@ -23,7 +23,8 @@ from xgen_ray.errors import ModelNotFound, NotReady, WrongState
 from xgen_ray.placement.claims import RAM
 from xgen_ray.serving.leases import Lease, LeaseState, NoLease
 from xgen_ray.serving.node_state import LeaseFacts, NodeState
-from xgen_ray.serving.nodes import Nodes, NodesSeen, OwnerLink, OwnerSettings, owner_name
+from xgen_ray.serving.nodes import RESTING, Nodes, NodesSeen, OwnerSettings
+from xgen_ray.serving.owner_link import OwnerLink, owner_name
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -254,3 +255,33 @@ async def test_owners_with_other_settings_are_started_anew_and_those_of_dead_nod
     assert await until(refused)
     blocked.unlink()
     assert await leases_of(nodes, node_id) == ()
+
+
+async def test_a_node_that_rests_has_no_owner_until_it_is_woken(fleet: Fleet, nodes: Nodes) -> None:
+    states = (await all_answer(nodes)).states
+    plain = next(state.node.node_id for state in states if not state.node.tagged)
+    await nodes.rest(frozenset({plain}))
+    assert len((await nodes.look()).states) == 2, "what it has is known"
+    await until_gone(fleet, plain)
+    stranger = Nodes(fleet.settings, NodeOwnerActor)
+    await stranger.rest(frozenset({plain}))
+    seen = await stranger.look()
+    assert [(silent.node.node_id, silent.reason) for silent in seen.silent] == [(plain, RESTING)]
+
+    async def woken() -> bool:
+        return len((await nodes.look(wake=True)).states) == 2
+
+    await until(woken)
+    await nodes.rest(frozenset({plain}))
+    assert len((await nodes.look()).states) == 2, "it was looked at for a place a moment ago"
+
+
+async def until_gone(fleet: Fleet, node_id: str) -> None:
+    async def gone() -> bool:
+        try:
+            owner_process(fleet, node_id)
+        except AssertionError:
+            return True
+        return False
+
+    await until(gone)

@@ -79,6 +79,10 @@ def check(world: World) -> None:
         for node in world.nodes.values()
         for lease in node.book.leases.values()
     ), told
+    assert not any(model.awaited for model in models.values()), told
+    assert not world.wanted_nodes, f"{world.wanted_nodes} are still asked for; {told}"
+    idle = [node.node_id for node in world.nodes.values() if node.kind and not node.engines]
+    assert not idle, f"nobody needs {idle}, and the autoscaler may not take them back; {told}"
     remembered = set(world.registry)
     kept = (Phase.READY, Phase.SLEEPING)
     assert {name for name, model in models.items() if model.phase in kept} <= remembered, told

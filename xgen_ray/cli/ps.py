@@ -147,6 +147,9 @@ def _detail(model: ModelStatus, now: float) -> RenderableType:
     ]
     if model.shortfall is not None:
         rows.append(("missing", model.shortfall))
+    if (awaited := model.awaited_nodes) is not None:
+        kinds = ", ".join(f"{count} x {name}" for name, count in awaited.types.items())
+        rows.append(("waits for", f"nodes of the type {kinds}, for {output.duration(now - awaited.since)}"))
     whys = dict.fromkeys(f"{engine.node}: {engine.why}" for engine in model.engines)
     rows += [("why", why) for why in whys]
     if model.plan:

@@ -18,6 +18,7 @@ from xgen_ray.placement.estimates import Observation, model_key, observe
 from xgen_ray.placement.exclusions import Exclusion, node_kind
 from xgen_ray.placement.fleet import plan_fleet
 from xgen_ray.placement.footprint import footprint
+from xgen_ray.placement.nodetypes import NodeDemand, NodeType, node_demand
 from xgen_ray.placement.policy import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.profiles import PROFILES, ProfileRow
 from xgen_ray.placement.rows import BACKENDS, PREFERENCE, VLLM_ROCM_GFX
@@ -70,6 +71,8 @@ __all__ = [
     "FootprintItem",
     "GPUNeed",
     "IdleModel",
+    "NodeDemand",
+    "NodeType",
     "NodeVerdict",
     "NodeView",
     "Observation",
@@ -90,6 +93,7 @@ __all__ = [
     "gpu_key",
     "model_key",
     "model_name",
+    "node_demand",
     "node_kind",
     "observe",
     "plan",

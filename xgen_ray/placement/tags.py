@@ -106,6 +106,12 @@ def memory_class(size_bytes: int) -> str:
     return f"{reached[-1]}g" if reached else f"under-{MEMORY_CLASSES[0]}g"
 
 
+def least_of_class(name: str) -> int | None:
+    """The least memory that a node of this class has: 21.6 GiB for ``24g``. None for what is no class."""
+    found = re.fullmatch(r"(\d+)g", name)
+    return int(int(found[1]) * GIB * _ENOUGH) if found else None
+
+
 def capability_resource(compute_capability: str) -> str | None:
     """``sm_90`` for ``9.0``. None for what is no compute capability."""
     found = re.fullmatch(r"(\d+)\.(\d+)", compute_capability)

@@ -34,7 +34,7 @@ class NodeView:
     ``outstanding`` is what ``usage`` does not show yet. ``taken`` are the keys of GPUs that one model has
     whole; ``leased`` those of all GPUs with a lease, once per lease. ``has_files`` is None when nobody has
     looked. A node that is not ``tagged`` was started by plain ``ray start``: only its CPU is used.
-    ``reason`` says why a node is not ``schedulable``.
+    ``reason`` says why a node is not ``schedulable``. ``node_type`` is what the autoscaler calls its kind.
     """
 
     node_id: str
@@ -51,6 +51,7 @@ class NodeView:
     reason: str = ""
     idle_models: tuple[IdleModel, ...] = ()
     leased: tuple[str, ...] = ()
+    node_type: str = ""
 
     def figures(self) -> NodeUsage:
         """The live figures with everything that has been promised."""

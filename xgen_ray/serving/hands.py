@@ -18,6 +18,7 @@ from xgen_ray.models import ModelFacts
 from xgen_ray.placement.types import Plan
 from xgen_ray.schema import Progress
 from xgen_ray.serving.apps import Apps, BuildEngine
+from xgen_ray.serving.autoscaler import Autoscaler
 from xgen_ray.serving.leases import NoLease
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.nodes import Nodes
@@ -29,6 +30,7 @@ from xgen_ray.serving.state import (
     AppRefused,
     AppsObserved,
     AppStartFailed,
+    AskForNodes,
     Event,
     Look,
     LookDone,
@@ -76,6 +78,7 @@ class Hands:
         fleet: FleetReader,
         nodes: Nodes,
         apps: Apps,
+        autoscaler: Autoscaler,
         post: Callable[[Event], None],
     ) -> None:
         self._settings = settings
@@ -83,6 +86,7 @@ class Hands:
         self._fleet = fleet
         self._nodes = nodes
         self._apps = apps
+        self._autoscaler = autoscaler
         self._post = post
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._looks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -211,11 +215,19 @@ class Hands:
                 # Its leases end by themselves, since nobody renews them.
                 logger.info("leases not given back: app=%s reason=%s", effect.app, error)
 
-    async def observe(self, apps: Sequence[App]) -> None:
-        """Looks at Serve and at the nodes, and keeps the leases of ``apps``."""
+    async def ask_for_nodes(self, effect: AskForNodes) -> None:
+        await self._autoscaler.ask(effect.counts)
+
+    async def observe(self, apps: Sequence[App], at_rest: frozenset[str]) -> None:
+        """Looks at Serve and at the nodes, keeps the leases of ``apps``, lets go of the nodes ``at_rest``."""
         at = time.time()
         try:
-            self._post(NodesObserved(await self._nodes.alive(), at))
+            nodes = await self._nodes.identities()
+            names = {node.node_id: node.name for node in nodes}
+            kinds = {node.node_id: node.node_type for node in nodes if node.node_type}
+            self._post(NodesObserved(names, at, kinds))
+            await self._nodes.rest(at_rest)
+            await self._autoscaler.repeat()
             seen = await self._apps.look()
         except (NotReady, RayServeException, RayError) as error:
             logger.warning("the cluster does not answer: %s", error)

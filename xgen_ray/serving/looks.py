@@ -33,11 +33,13 @@ class FleetReader:
         self.policy = policy
         self._versions = versions
 
-    async def seen(self) -> NodesSeen:
-        """Every node. Waits a while for the first owner of a cluster that has just started."""
+    async def seen(self, *, wake: bool = False) -> NodesSeen:
+        """Every node; ``wake`` those that rest. Waits a while for the first owner of a cluster that
+        has just started.
+        """
         until = asyncio.get_running_loop().time() + JOINING_PATIENCE_S
         while True:
-            seen = await self._nodes.look()
+            seen = await self._nodes.look(wake=wake)
             if seen.states or asyncio.get_running_loop().time() > until:
                 return seen
             await asyncio.sleep(LOOK_AGAIN_S)
@@ -63,7 +65,8 @@ class FleetReader:
         except ModelNotFound as error:
             others = await self._nodes.alive()
             answers = await asyncio.gather(*(self._has(node_id, model) for node_id in others))
-            if True in answers:
+            # One that rests or is silent is asked again by the look for a place.
+            if True in answers or None in answers:
                 return
             if len(others) > 1:
                 names = ", ".join(sorted(others.values()))
@@ -94,7 +97,7 @@ class FleetReader:
         """
         if on_progress is not None:
             on_progress(Progress(stage="resolve", message=f"looking for {model}"))
-        seen = await self.seen()
+        seen = await self.seen(wake=True)
         having = await self._having(model, seen)
         facts = await self._facts(model, seen, having)
         on_hub = parse_source(model).path is None
@@ -154,6 +157,7 @@ class FleetReader:
             has_files=has_files,
             can_fetch=can_fetch,
             tagged=state.node.tagged,
+            node_type=state.node.node_type,
             schedulable=not reason,
             reason=reason,
         )

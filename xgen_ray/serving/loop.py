@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from xgen_ray.errors import XgenRayError
+from xgen_ray.placement import NodeType
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.chronicle import Chronicle, note
@@ -20,6 +21,7 @@ from xgen_ray.serving.state import (
     Answer,
     App,
     AppPhase,
+    AskForNodes,
     CancelLook,
     ControlState,
     Effect,
@@ -36,6 +38,7 @@ from xgen_ray.serving.state import (
     StartApp,
     StopApp,
 )
+from xgen_ray.serving.supply import nodes_at_rest
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class LoopSettings:
     state_dir: Path
     declared: tuple[LoadRequest, ...]
     costs: Mapping[str, float] = field(default_factory=dict)
+    node_types: Mapping[str, NodeType] = field(default_factory=dict)
 
 
 class ControlLoop:
@@ -97,6 +101,7 @@ class ControlLoop:
             exclusions=exclusions,
             observations=observations,
             costs=self._settings.costs,
+            node_types=self._settings.node_types,
         )
         self.post(restored)
         self._spawn(self._run())
@@ -184,6 +189,8 @@ class ControlLoop:
                 self._spawn(self._hands.start(effect))
             case StopApp():
                 self._spawn(self._hands.stop(effect))
+            case AskForNodes():
+                self._spawn(self._hands.ask_for_nodes(effect))
             case Publish():
                 self.table_changed.set()
                 self.table_changed = asyncio.Event()
@@ -206,7 +213,7 @@ class ControlLoop:
         while True:
             models = self.state.models.values()
             wanted: list[App] = [app for model in models for app in model.live]
-            await self._hands.observe(wanted)
+            await self._hands.observe(wanted, nodes_at_rest(self.state))
             steady = (Phase.READY, Phase.FAILED, Phase.SLEEPING)
             busy = self.state.stray_apps or any(
                 model.phase not in steady

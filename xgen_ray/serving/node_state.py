@@ -1,7 +1,7 @@
 """What is known of a node of the cluster, as data: as its owner tells it, or why its owner does not."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from xgen_ray.hardware.types import NodeSnapshot, NodeUsage
@@ -12,6 +12,8 @@ from xgen_ray.serving.leases import EngineUse, Lease, LeaseState
 # Labels that a node was started with. Without the second one nobody looked at it before Ray was started.
 NAME_LABEL: Final = "xgen-ray/name"
 GPU_TYPE_LABEL: Final = "xgen-ray/gpu-type"
+# Ray gives this one to nodes that its autoscaler has started.
+NODE_TYPE_LABEL: Final = "ray.io/node-group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,11 @@ class NodeIdentity:
     def tagged(self) -> bool:
         """Whether Ray was started there with our tags; else it is a CPU node to us."""
         return GPU_TYPE_LABEL in self.labels
+
+    @property
+    def node_type(self) -> str:
+        """What the autoscaler that started it calls its kind; empty for a node that was started by hand."""
+        return self.labels.get(NODE_TYPE_LABEL, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,11 @@ class Settled:
 
     planned: tuple[Claim, ...]
     use: EngineUse
+
+
+def without_leases(state: NodeState) -> NodeState:
+    """The node once nobody has anything there any more."""
+    return replace(state, leases=(), outstanding=Outstanding(), taken=frozenset(), leased=())
 
 
 def lease_facts(lease: Lease, now: float) -> LeaseFacts:

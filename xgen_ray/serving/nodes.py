@@ -3,32 +3,34 @@
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xgen_ray import __version__
-from xgen_ray.errors import NotReady, XgenRayError
+from xgen_ray.errors import NotReady
 from xgen_ray.models.shelf import Shelf
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.types import Backend, Plan
 from xgen_ray.serving.fetches import FetchState
-from xgen_ray.serving.leases import Lease, NoLease
-from xgen_ray.serving.node_state import NAME_LABEL, LeaseFacts, NodeIdentity, NodeState, Settled
+from xgen_ray.serving.leases import NoLease
+from xgen_ray.serving.node_state import NAME_LABEL, LeaseFacts, NodeIdentity, NodeState, without_leases
+from xgen_ray.serving.owner_link import NAMESPACE, answer_of, find_owner, in_words, owner_name
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE: Final = "xgen-ray"
-OWNER_PREFIX: Final = "xgen-node-"
 LIST_DEADLINE_S: Final = 5.0
 LOOK_DEADLINE_S: Final = 12.0
-ASK_DEADLINE_S: Final = 15.0
+# A node that was looked at for a place may be about to get it.
+REST_AFTER_S: Final = 5.0
+RESTING: Final = "nothing needs it: it rests until a model does, or the autoscaler takes it back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,16 @@ class Nodes:
         self._actor = ray.remote(actor)
         self._owners: dict[str, Any] = {}
         self._looks: dict[str, asyncio.Future[NodeState]] = {}
+        # What each said last.
+        self._states: dict[str, NodeState] = {}
         self._known_dead: frozenset[str] = frozenset()
+        # The autoscaler's nodes that nothing needs, and when each node was last needed.
+        self._resting: frozenset[str] = frozenset()
+        self._woken_at: Mapping[str, float] = {}
 
-    async def look(self, deadline_s: float = LOOK_DEADLINE_S) -> NodesSeen:
-        """The state of every alive node, or why there is none. Starts owners that are missing.
+    async def look(self, deadline_s: float = LOOK_DEADLINE_S, *, wake: bool = False) -> NodesSeen:
+        """The state of every alive node, or why there is none. Starts owners that are missing; on nodes that
+        rest with ``wake`` only: else they are as they were when they came to rest.
 
         Raises NotReady when Ray itself does not answer.
         """
@@ -90,20 +98,49 @@ class Nodes:
         except (RayError, OSError, TimeoutError) as error:
             raise NotReady(f"Ray does not list its nodes: {error!r}") from error
         await self._forget({node.node_id for node in alive}, dead)
+        if wake:
+            self._resting = frozenset()
+            self._woken_at = {node.node_id: time.monotonic() for node in alive}
         answers = await asyncio.gather(*(self._look_at(node, deadline_s) for node in alive))
         return NodesSeen(
             tuple(answer for answer in answers if isinstance(answer, NodeState)),
             tuple(answer for answer in answers if isinstance(answer, SilentNode)),
         )
 
-    async def alive(self) -> Mapping[str, str]:
-        """The names of all alive nodes by id; asks no owner. Raises NotReady when Ray does not answer."""
+    async def identities(self) -> tuple[NodeIdentity, ...]:
+        """All alive nodes; asks no owner. Raises NotReady when Ray does not answer."""
         try:
             async with asyncio.timeout(LOOK_DEADLINE_S):
                 alive, _ = await asyncio.to_thread(_cluster_nodes)
         except (RayError, OSError, TimeoutError) as error:
             raise NotReady(f"Ray does not list its nodes: {error!r}") from error
-        return {node.node_id: node.name for node in alive}
+        return alive
+
+    async def alive(self) -> Mapping[str, str]:
+        """The names of all alive nodes by id."""
+        return {node.node_id: node.name for node in await self.identities()}
+
+    async def rest(self, node_ids: frozenset[str]) -> None:
+        """Nothing needs these nodes: their owners end, since Ray takes no node for idle that has an actor.
+        One that was woken a moment ago is left for the next time.
+        """
+        now = time.monotonic()
+        ready = {
+            one for one in node_ids if now - self._woken_at.get(one, float("-inf")) > self._patience(one)
+        }
+        fresh = ready - self._resting
+        self._resting = frozenset(ready)
+        if not fresh:
+            return
+        for node_id in fresh:
+            self._owners.pop(node_id, None)
+            if (pending := self._looks.pop(node_id, None)) is not None:
+                pending.cancel()
+        await asyncio.to_thread(_end_owners, fresh)
+
+    def _patience(self, node_id: str) -> float:
+        """How long a node that was woken keeps its owner: as long as somebody waits for its answer."""
+        return LOOK_DEADLINE_S if node_id in self._looks else REST_AFTER_S
 
     async def reserve(
         self, node_id: str, app: str, model: str, plans: Sequence[Plan], ttl_s: float
@@ -152,9 +189,13 @@ class Nodes:
 
     async def _ask(self, node_id: str, method: str, *args: object) -> Any:
         """Raises what the owner raises, NotReady when it is not there or does not answer in time."""
-        return await _answer(self._owners.get(node_id) or await _find(node_id), method, *args)
+        return await answer_of(self._owners.get(node_id) or await find_owner(node_id), method, *args)
 
     async def _look_at(self, node: NodeIdentity, deadline_s: float) -> NodeState | SilentNode:
+        if node.node_id in self._resting:
+            # Nothing of ours has happened there since.
+            known = self._states.get(node.node_id)
+            return without_leases(known) if known is not None else SilentNode(node, RESTING)
         pending = self._looks.get(node.node_id)
         # One question at a time: a node that hangs must not collect them.
         if pending is None:
@@ -169,9 +210,10 @@ class Nodes:
         if (error := pending.exception()) is not None:
             self._owners.pop(node.node_id, None)
             logger.warning("node owner failed: node=%s error=%r", node.name, error)
-            return SilentNode(node, f"its owner failed: {_words(error)}")
+            return SilentNode(node, f"its owner failed: {in_words(error)}")
         state = pending.result()
         if state.settings == self._key:
+            self._states[node.node_id] = state
             return state
         # Detached owners outlive the control that started them, with the settings and the code of then.
         if (old := self._owners.pop(node.node_id, None)) is not None:
@@ -200,72 +242,14 @@ class Nodes:
 
     async def _forget(self, alive: set[str], dead: frozenset[str]) -> None:
         """Owners of dead nodes are tied to them and could never start again."""
-        for node_id in (self._owners.keys() | self._looks.keys()) - alive:
+        for node_id in (self._owners.keys() | self._looks.keys() | self._states.keys()) - alive:
             self._owners.pop(node_id, None)
+            self._states.pop(node_id, None)
             if (pending := self._looks.pop(node_id, None)) is not None:
                 pending.cancel()
         if dead != self._known_dead:
             await asyncio.to_thread(_end_owners, dead)
             self._known_dead = dead
-
-
-class OwnerLink:
-    """A replica's line to the owner of the node that it runs on."""
-
-    def __init__(self, node_id: str) -> None:
-        self._node_id = node_id
-
-    async def claim(self, app: str, replica_id: str, pid: int) -> Lease | NoLease:
-        answer: Lease | NoLease = await self._ask("claim", app, replica_id, pid)
-        return answer
-
-    async def settle(self, lease_id: str, engine_pid: int) -> Settled:
-        answer: Settled = await self._ask("settle", lease_id, engine_pid)
-        return answer
-
-    async def dropped(self, lease_id: str, replica_id: str) -> None:
-        await self._ask("dropped", lease_id, replica_id)
-
-    async def _ask(self, method: str, *args: object) -> Any:
-        return await _answer(await _find(self._node_id), method, *args)
-
-
-def owner_name(node_id: str) -> str:
-    return f"{OWNER_PREFIX}{node_id}"
-
-
-async def _find(node_id: str) -> Any:
-    try:
-        return await asyncio.to_thread(ray.get_actor, owner_name(node_id), namespace=NAMESPACE)
-    except ValueError as error:
-        raise NotReady(
-            f"node {node_id} has no owner: it has left the cluster, or has just joined it"
-        ) from error
-
-
-async def _answer(owner: Any, method: str, *args: object) -> Any:
-    """What the owner answers. Its own errors are raised as they were there; Ray's become NotReady."""
-    try:
-        async with asyncio.timeout(ASK_DEADLINE_S):
-            return await asyncio.wrap_future(getattr(owner, method).remote(*args).future())
-    except RayTaskError as error:
-        if isinstance(error.cause, XgenRayError):
-            raise error.cause from None
-        raise NotReady(f"the node's owner failed at {method}: {_words(error)}") from error
-    except TimeoutError as error:
-        raise NotReady(f"the node's owner has not answered {method} in {ASK_DEADLINE_S:g} s") from error
-    except RayError as error:
-        raise NotReady(f"the node's owner cannot be reached: {_words(error)}") from error
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, RayTaskError):
-        return f"{error.cause}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, RayActorError):
-        # What its constructor raised stands behind the traceback.
-        return lines[-1].strip() if "creation task" in lines[0] else "its process has ended"
-    return lines[0]
 
 
 def _cluster_nodes() -> tuple[tuple[NodeIdentity, ...], frozenset[str]]:

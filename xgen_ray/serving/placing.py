@@ -15,6 +15,7 @@ from xgen_ray.placement import (
 )
 from xgen_ray.placement.types import EngineOptions
 from xgen_ray.schema import LoadRequest, Origin, Phase
+from xgen_ray.serving.awaiting import await_nodes, foreseen
 from xgen_ray.serving.sizing import can_sleep, doze
 from xgen_ray.serving.state import (
     App,
@@ -65,8 +66,8 @@ def place(turn: Turn, event: LookDone) -> None:
     if model is None:
         return
     model = turn.put(replace(model, looking=False, facts=event.facts))
-    missing = missing_replicas(model)
-    if missing <= 0:
+    if missing_replicas(model) <= 0:
+        turn.put(replace(model, awaited=None))
         return
     decision = _decide(turn, model, event, turn.exclusions)
     if isinstance(decision, FleetRefusal):
@@ -124,7 +125,11 @@ def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> Fleet
     """What a load would do, with nothing done."""
     model = new_model("", request, event.at)
     turn = Turn(state)
-    return _decide(turn, model, event, turn.exclusions, thorough=True)
+    decision = _decide(turn, model, event, turn.exclusions, thorough=True)
+    if isinstance(decision, FleetRefusal) and turn.node_types and request.nodes is None:
+        told = decision.message + foreseen(turn, model, event, options_of(model))
+        return replace(decision, message=told)
+    return decision
 
 
 def idle_models(turn: Turn, node_id: str, at: float, *, besides: str) -> tuple[IdleModel, ...]:
@@ -157,10 +162,16 @@ def _refused(turn: Turn, model: Model, event: LookDone, refusal: FleetRefusal) -
         for verdict in refusal.nodes
         for candidate in verdict.candidates
     )
-    error: XgenRayError = PlacementRefused(refusal.message, candidates)
+    refused = PlacementRefused(refusal.message, candidates)
+    error: XgenRayError = refused
     if event.fleet.silent and not model.setbacks and not model.live:
         _look_later(turn, model, error, event.at)
         return
+    missing = missing_replicas(model)
+    waits_not = await_nodes(turn, model, event, options_of(model), refused, missing=missing)
+    if waits_not is None:
+        return
+    model, error = turn.models[model.name], waits_not
     if model.last_rung is not None and not model.live:
         # If only what just failed is left, to leave it out for good would leave the model with nothing.
         exclusion, cause = model.last_rung
@@ -189,6 +200,7 @@ def fall_short(turn: Turn, model: Model, error: XgenRayError, at: float) -> None
         replace(
             model,
             shortfall=str(error),
+            awaited=None,
             setbacks=model.setbacks + 1,
             retry_at=at + retry_pause(model),
         )
@@ -231,6 +243,7 @@ def _start_preparing(turn: Turn, model: Model, decision: FleetPlan, event: LookD
         verdicts=decision.nodes,
         refusal=None,
         last_rung=None,
+        awaited=model.awaited if short else None,
         shortfall=decision.message if short else None,
         retry_at=at + retry_pause(model) if short else None,
     )
@@ -238,6 +251,14 @@ def _start_preparing(turn: Turn, model: Model, decision: FleetPlan, event: LookD
         model = replace(model, reason=f"preparing {words}", progress=None)
     turn.put(model)
     turn.remember(model)
+    if short:
+        refused = PlacementRefused(decision.message)
+        taken = {app.node_id for app in apps}
+        waits_not = await_nodes(
+            turn, model, event, options_of(model), refused, missing=decision.missing, taken=taken
+        )
+        if waits_not is not None:
+            turn.put(replace(turn.models[model.name], shortfall=waits_not.message))
     turn.effects += [PrepareApp(app.name, model.name, app.node_id, model.request, app.plan) for app in apps]
 
 

@@ -18,7 +18,7 @@ from xgen_ray.placement import RAM, Observation, observe
 from xgen_ray.schema import FailureReport, Progress, ReplicaStatus
 from xgen_ray.serving.leases import Lease, NoLease
 from xgen_ray.serving.node_state import Settled
-from xgen_ray.serving.nodes import OwnerLink
+from xgen_ray.serving.owner_link import OwnerLink
 from xgen_ray.serving.state import Replica
 from xgen_ray.serving.vitals import end_of_life, report_of, report_of_start
 

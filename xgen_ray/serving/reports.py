@@ -8,6 +8,7 @@ from xgen_ray.placement import Assignment, Exclusion, FleetPlan, FleetRefusal, N
 from xgen_ray.placement.types import Candidate, Footprint, Plan, Refusal
 from xgen_ray.schema import (
     AssignmentReport,
+    AwaitedNodes,
     CandidateReport,
     EngineStatus,
     ExclusionReport,
@@ -18,7 +19,7 @@ from xgen_ray.schema import (
     PlanReport,
     VerdictReport,
 )
-from xgen_ray.serving.state import App, Model
+from xgen_ray.serving.state import App, Awaited, Model
 
 
 def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = ()) -> ModelStatus:
@@ -48,11 +49,16 @@ def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = 
         replicas=tuple(sorted(replicas, key=lambda status: status.replica_id)),
         wanted_replicas=model.wanted,
         shortfall=model.shortfall,
+        awaited_nodes=_awaited(model.awaited),
         progress=model.progress,
         failures=model.failures,
         exclusions=tuple(_exclusion(one) for one in exclusions if one.model == key),
         since=model.since,
     )
+
+
+def _awaited(awaited: Awaited | None) -> AwaitedNodes | None:
+    return None if awaited is None else AwaitedNodes(types=dict(awaited.counts), since=awaited.since)
 
 
 def plan_report(source: str, decision: FleetPlan | FleetRefusal) -> PlanReport:

@@ -14,6 +14,7 @@ def restore(turn: Turn, event: Restored) -> None:
     turn.exclusions = event.exclusions
     turn.observations = event.observations
     turn.costs = event.costs
+    turn.node_types = event.node_types
     for record in event.records:
         _take_up(turn, record, event)
     declare(turn, event.declared, event.at)

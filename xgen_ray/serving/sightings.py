@@ -225,6 +225,7 @@ def _unseen_s(state: str) -> float:
 
 def observe_nodes(turn: Turn, event: NodesObserved) -> None:
     before, turn.nodes = turn.nodes, event.nodes
+    turn.node_kinds = event.kinds
     joined = before is not None and not event.nodes.keys() <= before.keys()
     for name in list(turn.models):
         model = turn.models[name]

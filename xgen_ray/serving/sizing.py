@@ -218,7 +218,7 @@ def _shrink(turn: Turn, model: Model) -> None:
             model, stopped = turn.stop_app(model, app), True
     if missing_replicas(model) <= 0:
         # Nothing is short any more, and a look for more has lost its reason.
-        model = turn.put(replace(model, shortfall=None, retry_at=None))
+        model = turn.put(replace(model, shortfall=None, retry_at=None, awaited=None))
     if stopped:
         turn.remember(model)
 

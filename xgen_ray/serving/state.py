@@ -14,6 +14,7 @@ from xgen_ray.placement import (
     DEFAULT_POLICY,
     Exclusion,
     FleetRefusal,
+    NodeType,
     NodeVerdict,
     NodeView,
     Observation,
@@ -113,6 +114,14 @@ class App:
 
 
 @dataclass(frozen=True, slots=True)
+class Awaited:
+    """Nodes that a model waits for: how many of each of the autoscaler's types, ``since`` when."""
+
+    counts: Mapping[str, int]
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One wish of the operator and how far it has come.
 
@@ -126,7 +135,8 @@ class Model:
     engines of it do. ``context_limit`` is what is left of the
     context after running out of memory. ``last_rung`` is the failure that led to the newest exclusion.
     ``declared`` is what the configuration said when it was last applied, None for a model that it does not
-    know; ``request`` differs from it where an operator has changed the scale since.
+    know; ``request`` differs from it where an operator has changed the scale since. ``awaited`` are the nodes
+    that it waits for, and ``unfit`` the types of which it has seen one that did not do, with why.
     """
 
     name: str
@@ -155,6 +165,8 @@ class Model:
     proven: bool = False
     setbacks: int = 0
     retry_at: float | None = None
+    awaited: Awaited | None = None
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> Origin:
@@ -188,7 +200,9 @@ class ControlState:
     life of control, ``apps_named`` counts its apps: together they make app names that are never used
     twice. ``nodes`` are those alive, names by id; None until somebody has looked. ``used`` is when a model
     was last asked for, in Unix seconds. ``paces`` are measured in this life; ``costs`` are the operator's, of
-    devices by their names in tags.
+    devices by their names in tags. ``node_types`` are those that the autoscaler may start, by name;
+    ``node_kinds`` has the type of each node that is of one, by its id; ``asked_nodes`` is what it was last
+    asked for, None before the first word.
     """
 
     epoch: str = ""
@@ -202,6 +216,9 @@ class ControlState:
     used: Mapping[str, float] = field(default_factory=dict)
     paces: Mapping[Place, Pace] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    node_types: Mapping[str, NodeType] = field(default_factory=dict)
+    node_kinds: Mapping[str, str] = field(default_factory=dict)
+    asked_nodes: Mapping[str, int] | None = None
     table: RoutingTable = field(default_factory=RoutingTable)
 
 
@@ -244,6 +261,7 @@ class Restored:
     exclusions: tuple[Exclusion, ...] = ()
     observations: tuple[Observation, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
+    node_types: Mapping[str, NodeType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,10 +366,11 @@ class AppsObserved:
 
 @dataclass(frozen=True, slots=True)
 class NodesObserved:
-    """The nodes that are alive: names by id."""
+    """The nodes that are alive: names by id, and types of those that the autoscaler has started."""
 
     nodes: Mapping[str, str]
     at: float
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,6 +504,13 @@ class StopApp:
 
 
 @dataclass(frozen=True, slots=True)
+class AskForNodes:
+    """Tell the autoscaler how many nodes of each type there must be, until it is told otherwise."""
+
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     table: RoutingTable
 
@@ -507,6 +533,7 @@ Effect = (
     | PrepareApp
     | StartApp
     | StopApp
+    | AskForNodes
     | Publish
     | Answer
 )

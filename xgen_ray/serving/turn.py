@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xgen_ray.errors import ModelNotFound, XgenRayError
-from xgen_ray.placement import Exclusion, Observation
+from xgen_ray.placement import Exclusion, NodeType, Observation
 from xgen_ray.schema import Origin, Phase
 from xgen_ray.serving.pace import Pace, Place
 from xgen_ray.serving.routes import routes_of
@@ -14,6 +14,7 @@ from xgen_ray.serving.state import (
     App,
     AppPhase,
     AppRecord,
+    AskForNodes,
     CancelLook,
     ControlState,
     Effect,
@@ -27,6 +28,7 @@ from xgen_ray.serving.state import (
     ServeState,
     StopApp,
 )
+from xgen_ray.serving.supply import nodes_asked_for
 from xgen_ray.serving.table import RoutingTable
 
 APP_PREFIX = "xgen-engine-"
@@ -57,6 +59,8 @@ class Turn:
     used: Mapping[str, float] = field(init=False)
     paces: Mapping[Place, Pace] = field(init=False)
     costs: Mapping[str, float] = field(init=False)
+    node_types: Mapping[str, NodeType] = field(init=False)
+    node_kinds: Mapping[str, str] = field(init=False)
     effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class Turn:
         self.used = self.before.used
         self.paces = self.before.paces
         self.costs = self.before.costs
+        self.node_types = self.before.node_types
+        self.node_kinds = self.before.node_kinds
 
     def put(self, model: Model) -> Model:
         self.models[model.name] = model
@@ -96,7 +102,7 @@ class Turn:
             self.effects.append(CancelLook(model.name, model.attempt))
         for app in model.live:
             model = self.stop_app(model, app)
-        return self.put(replace(model, looking=False, evicting=frozenset()))
+        return self.put(replace(model, looking=False, evicting=frozenset(), awaited=None))
 
     def new_app_name(self, model: str) -> str:
         self.apps_named += 1
@@ -145,6 +151,11 @@ class Turn:
         lessons = (self.exclusions, self.observations)
         if lessons != (before.exclusions, before.observations):
             self.effects.insert(0, RememberLessons(*lessons))
+        asked = before.asked_nodes
+        if self.node_types:
+            asked = nodes_asked_for(self.models.values(), self.node_kinds, self.node_types)
+            if asked != before.asked_nodes:
+                self.effects.append(AskForNodes(asked))
         table = before.table
         routes = routes_of(self.models.values())
         if routes != table.routes or self.epoch != table.epoch:
@@ -165,6 +176,9 @@ class Turn:
             used=self.used,
             paces=self.paces,
             costs=self.costs,
+            node_types=self.node_types,
+            node_kinds=self.node_kinds,
+            asked_nodes=asked,
             table=table,
         )
         return state, tuple(self.effects)
@@ -195,6 +209,7 @@ def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
         looking=False,
         progress=None,
         shortfall=None,
+        awaited=None,
         evicting=frozenset(),
         setbacks=model.setbacks + 1,
         retry_at=at + retry_pause(model) if wished else None,

@@ -46,6 +46,7 @@ def asked_anew(model: Model, request: LoadRequest) -> Model:
         verdicts=(),
         context_limit=None,
         last_rung=None,
+        unfit={},
         wanted=first_replicas(request),
     )
 
@@ -127,4 +128,4 @@ def lift(turn: Turn, event: ExclusionsLifted) -> None:
     turn.exclusions = kept
     turn.effects.append(Answer(event.caller, event.name))
     if model is not None and model.phase is Phase.FAILED:
-        turn.seek(model, event.at, "its exclusions were lifted")
+        turn.seek(replace(model, unfit={}), event.at, "its exclusions were lifted")

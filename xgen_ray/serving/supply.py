@@ -1,0 +1,49 @@
+"""What the cluster's autoscaler is told: which nodes are wanted, and which may go. Pure.
+
+Control places models itself, on nodes that exist, and Ray never sees a demand. So the demand is said out
+loud: so many nodes of a type, each taken whole by one bundle of its resources. Ray keeps to it until it is
+told otherwise, and takes back what is idle and not asked for.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from xgen_ray.placement import NodeType
+from xgen_ray.serving.state import ControlState, Model
+
+
+def nodes_in_use(models: Iterable[Model], kinds: Mapping[str, str]) -> Counter[str]:
+    """How many nodes of each type have an engine of a model, or had one that is not gone yet."""
+    used = {app.node_id for model in models for app in model.apps.values()}
+    return Counter(kinds[node_id] for node_id in used if node_id in kinds)
+
+
+def nodes_asked_for(
+    models: Iterable[Model], kinds: Mapping[str, str], types: Mapping[str, NodeType]
+) -> Mapping[str, int]:
+    """How many nodes of each type there must be, for what waits for nodes. Empty when nothing does.
+
+    A node that is in use counts as well: what waits needs one beside it.
+    """
+    found = list(models)
+    awaited: Counter[str] = Counter()
+    for model in found:
+        if model.awaited is not None:
+            awaited.update(model.awaited.counts)
+    used = nodes_in_use(found, kinds)
+    # More than there may be would have the whole demand ignored.
+    return {
+        name: min(types[name].max_workers, count + used[name])
+        for name, count in sorted(awaited.items())
+        if name in types
+    }
+
+
+def nodes_at_rest(state: ControlState) -> frozenset[str]:
+    """The autoscaler's nodes that nothing needs: no engine is there, and nobody looks for a place."""
+    types, kinds = state.node_types, state.node_kinds
+    models = state.models.values()
+    if any(model.looking or model.awaited or model.evicting for model in models):
+        return frozenset()
+    used = {app.node_id for model in models for app in model.apps.values()}
+    return frozenset(node_id for node_id, kind in kinds.items() if kind in types and node_id not in used)
