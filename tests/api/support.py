@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from xgen_ray.console import EventReport, EventsReport, LocalModel, LocalModelsReport
+from xgen_ray.console import EventReport, EventsReport, LocalModel, LocalModelsReport, MemoryReport
 from xgen_ray.errors import EngineFailed, ModelNotFound, NotReady, PlacementRefused, XgenRayError
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
@@ -505,6 +505,9 @@ class InMemoryControl:
         if self.unreachable is not None:
             raise self.unreachable
         return NodesReport(nodes=self.found)
+
+    async def memory(self) -> MemoryReport:
+        return MemoryReport(lines=())
 
     async def local_models(self) -> LocalModelsReport:
         return LocalModelsReport(models=tuple(self.local))

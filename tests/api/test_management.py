@@ -424,6 +424,7 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("get", "/management/options"),
         ("get", "/management/local-models"),
         ("get", "/management/events"),
+        ("get", "/management/memory"),
         ("get", "/management/stream"),
         ("post", "/management/lift"),
         ("post", "/management/scale"),

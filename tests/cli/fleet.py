@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 
 from xgen_ray.api import ApiKeys, create_management_app
-from xgen_ray.console import EventsReport, LocalModelsReport
+from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
 from xgen_ray.errors import ModelNotFound, PlacementRefused
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
@@ -320,6 +320,9 @@ class Fleet:
 
     async def restart(self, name: str) -> ModelStatus:
         raise NotImplementedError("the command line restarts nothing")
+
+    async def memory(self) -> MemoryReport:
+        raise NotImplementedError("the command line asks for no history")
 
     async def local_models(self) -> LocalModelsReport:
         raise NotImplementedError("the command line asks for no local models")

@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import expect
 
+from tests.browser.chromium import chromium, tab
 from tests.e2e.fleet import HEAD, Card, Fleet, Machine, Traffic, at_once
 from tests.stack import wait_until
 
@@ -185,6 +187,27 @@ def test_every_node_is_known_by_what_it_has(fleet: Fleet) -> None:
     answer = fleet.management("GET", "gpus").json()
     assert len(answer["gpus"]) == 6
     assert (answer["gpu_type"], answer["success"]) == ("cuda", True)
+
+
+@pytest.mark.browser
+def test_the_page_says_at_a_glance_what_every_machine_is(fleet: Fleet) -> None:
+    """Above all: NVIDIA cards without Vulkan are no "CPU only"."""
+    badges = {
+        HEAD: ["CPU only"],
+        "two-cards": ["CUDA GPU"],
+        "apu": ["ROCm GPU"],
+        "instinct": ["ROCm GPU"],
+        "mixed": ["CUDA GPU", "ROCm GPU"],
+    }
+    with chromium() as browser, tab(browser, f"{fleet.url}/api/#/environment") as page:
+        for name, told in badges.items():
+            card = page.get_by_role("article", name=name, exact=True)
+            expect(card.locator(".badge")).to_have_text(told)
+        two = page.get_by_role("article", name="two-cards", exact=True)
+        expect(two).to_contain_text("[1] NVIDIA GeForce RTX 3060 (cuda, 12GB)")
+        expect(two.get_by_role("meter").first).to_have_attribute("aria-valuetext", "10.5 GB / 12 GB")
+        two.get_by_text("not available, and why").click()
+        expect(two.locator(".reasons")).to_contain_text("llama-server-vulkan")
 
 
 def test_a_model_on_each_node_answers_from_there(fleet: Fleet, settled: dict[str, dict[str, Any]]) -> None:

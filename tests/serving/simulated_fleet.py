@@ -23,6 +23,7 @@ from xgen_ray.placement import (
 )
 from xgen_ray.schema import LoadRequest, Scaling
 from xgen_ray.serving import leases
+from xgen_ray.serving.chronicle import Chronicle, note
 from xgen_ray.serving.ladder import NO_LEASE
 from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
 from xgen_ray.serving.machine import step
@@ -156,6 +157,7 @@ class World:
     rng: random.Random
     nodes: dict[str, Node] = field(default_factory=dict)
     state: ControlState = field(default_factory=ControlState)
+    chronicle: Chronicle = field(default_factory=Chronicle)
     registry: dict[str, Record] = field(default_factory=dict)
     lessons: tuple[tuple[Exclusion, ...], tuple[Observation, ...]] = ((), ())
     apps: dict[str, App] = field(default_factory=dict)
@@ -226,6 +228,7 @@ class World:
             self.promised.pop(self.asked[caller][0], None)
         self.open_calls.clear()
         self.state = ControlState()
+        self.chronicle = Chronicle(self.chronicle.events)
         seen = {name: app.state for name, app in self.apps.items()}
         records = tuple(self.registry.values())
         life = f"life{self.lives}"
@@ -236,7 +239,9 @@ class World:
 
     def feed(self, event: Event) -> None:
         self.note(f"-> {_short(event)}")
-        self.state, effects = step(self.state, event)
+        before = self.state
+        self.state, effects = step(before, event)
+        self.chronicle = note(self.chronicle, before, self.state, self.now)
         for effect in effects:
             if self.faults and self.rng.random() < 0.003:
                 self.note("control dies between two effects")

@@ -88,7 +88,7 @@ def report(*states: NodeState, silent: tuple[SilentNode, ...] = ()) -> GPUsRepor
         (
             strix_halo(carve_out=96 * GIB),
             "amdsmi",
-            {"type": "rocm", "memory_gb": 96.0, "memory": "96GB", "unified_memory": True},
+            {"memory_gb": 96.0, "memory": "96GB", "unified_memory": True, "shared_memory_bytes": 56 * GIB},
             "rocm",
             "vllm",
             "ROCm GPU",
@@ -157,6 +157,7 @@ def test_a_mixed_node_has_all_its_gpus_and_a_badge_for_each_kind() -> None:
     assert [(gpu.id, gpu.type) for gpu in answer.gpus] == [(0, "cuda"), (1, "rocm")]
     assert answer.badges == ("CUDA GPU", "ROCm GPU")
     assert answer.gpu_type == "cuda"
+    assert answer.gpus[1].label == "[1] AMD Radeon Graphics (rocm, 512MB)"
 
 
 def test_a_machine_without_a_gpu_says_so() -> None:

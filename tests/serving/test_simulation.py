@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.serving.simulated_fleet import World
+from xgen_ray.console import EventKind
 from xgen_ray.schema import Phase
 from xgen_ray.serving.leases import LeaseState
 from xgen_ray.serving.state import AppPhase, Model, WakeAsked
@@ -35,6 +36,7 @@ def run(seed: int) -> None:
             world.act()
         world.settle(150)
         check(world)
+        check_chronicle(world)
         check_waking(world)
     except Exception as error:
         events = "\n".join(world.log)
@@ -51,6 +53,24 @@ def check_size(model: Model, told: str) -> None:
         assert scaling is None or (scaling.min_replicas, model.wanted) == (1, 1), told
         assert scaling is not None or model.wanted == model.request.replicas, told
         assert missing_replicas(model) >= 0, f"more runs than is wanted; {told}"
+
+
+# What an operator takes as the last word on a model.
+LAST_WORDS = {
+    Phase.READY: EventKind.READY,
+    Phase.FAILED: EventKind.FAILED,
+    Phase.SLEEPING: EventKind.SLEPT,
+}
+
+
+def check_chronicle(world: World) -> None:
+    """What was told of each model last is how it is."""
+    events = world.chronicle.events
+    assert len({event.id for event in events}) == len(events), "an event's id is its own"
+    said = {*LAST_WORDS.values(), EventKind.ASKED, EventKind.WOKE, EventKind.UNLOADED}
+    for name, model in world.state.models.items():
+        last = next((event for event in events if event.model == name and event.kind in said), None)
+        assert last is None or last.kind is LAST_WORDS[model.phase], f"{name} is {model.phase}; told {last}"
 
 
 def check(world: World) -> None:

@@ -14,6 +14,7 @@ from xgen_ray.console import (
     BackendChoice,
     EventsReport,
     LocalModelsReport,
+    MemoryReport,
     OptionReport,
     OptionsReport,
     SessionReport,
@@ -42,6 +43,11 @@ def add_console(router: APIRouter, control: ControlPlane, stream: Stream, links:
     @router.get("/local-models", summary="Models under the nodes' model directories")
     async def local_models() -> LocalModelsReport:
         return await control.local_models()
+
+    @router.get("/memory", summary="How full every memory was in the last hour")
+    async def memory() -> MemoryReport:
+        """GPUs and RAM of each node, in bytes; what is not known is left out."""
+        return await control.memory()
 
     @router.get("/events", summary="What has happened lately, newest first")
     async def events() -> EventsReport:

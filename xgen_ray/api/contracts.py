@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from xgen_ray.console import EventsReport, LocalModelsReport
+from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
 from xgen_ray.schema import (
     BackendsReport,
     Endpoint,
@@ -92,6 +92,9 @@ class ControlPlane(Protocol):
 
     async def figures(self, since: float) -> FiguresReport:
         """Requests, tokens and times of the last hour, by model, in steps that ended after ``since``."""
+
+    async def memory(self) -> MemoryReport:
+        """How full every memory was in the last hour."""
 
     async def local_models(self) -> LocalModelsReport:
         """The models that lie under the model directories of the nodes that answer."""

@@ -203,6 +203,7 @@ def _words(status: ModelStatus) -> str:
 def _announce(server: Server, base_url: str) -> None:
     console = output.stdout()
     ready = [status for status in server.status().models if status.phase is Phase.READY]
+    console.print(f"page at {base_url}/")
     console.print(f"OpenAI API at {base_url}/v1")
     for status in ready:
         console.print(

@@ -9,8 +9,10 @@ from xgen_ray.placement import Exclusion, model_key
 from xgen_ray.schema import FailureReport, Phase
 from xgen_ray.serving.state import ControlState, Model
 
-# So many are kept, the newest.
-KEPT: Final = 500
+# So many are kept, the newest, each with so much of what an engine printed last: whoever opens the page gets
+# all of it.
+KEPT: Final = 300
+KEPT_LINES: Final = 20
 
 Place = tuple[str, str]
 
@@ -65,6 +67,8 @@ class _Happening:
 
     def report(self, number: str, at: float) -> EventReport:
         failure = self.failure
+        if failure is not None:
+            failure = failure.model_copy(update={"log_tail": failure.log_tail[-KEPT_LINES:]})
         return EventReport(
             id=number,
             at=failure.at if failure is not None else at,

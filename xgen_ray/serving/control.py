@@ -1,12 +1,13 @@
 """The control plane as the management API, the routers and the replicas see it."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
 from xgen_ray import __version__
-from xgen_ray.console import EventsReport, LocalModelsReport
-from xgen_ray.errors import ModelNotFound
+from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
+from xgen_ray.errors import ModelNotFound, XgenRayError
 from xgen_ray.placement import FleetPlan, Observation
 from xgen_ray.schema import (
     BackendsReport,
@@ -34,6 +35,7 @@ from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.history import History
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings
+from xgen_ray.serving.memory_history import MemoryHistory
 from xgen_ray.serving.placing import dry_run
 from xgen_ray.serving.reports import model_status, plan_report
 from xgen_ray.serving.state import (
@@ -56,6 +58,8 @@ from xgen_ray.serving.traffic import RouterReport
 
 # A router's call for the next table returns at the latest after this: so old are its figures at most.
 TABLE_POLL_S = 2.5
+# Live figures of a node cost it a fraction of a second.
+MEMORY_EVERY_S = 30.0
 # How long a load without waiting still waits for a refusal that comes at once.
 PROMPT_ANSWER_S = 0.1
 # How long the log of a model that is ready may be out of reach.
@@ -78,12 +82,17 @@ class Control:
         self._fleet = fleet
         self._loop = ControlLoop(settings, apps, make_hands)
         self._history = History(time.time())
+        self._memory = MemoryHistory()
+        self._watch: asyncio.Task[None] | None = None
         self._restarts: set[asyncio.Task[ModelStatus]] = set()
 
     async def start(self) -> None:
         await self._loop.start()
+        self._watch = asyncio.create_task(self._watch_memory())
 
     async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await self._loop.stop()
 
     def check_health(self) -> None:
@@ -183,7 +192,19 @@ class Control:
 
     async def nodes(self) -> NodesReport:
         fleet = self._fleet
-        return nodes_report(await fleet.seen(), self._loop.state, fleet.policy, fleet.against)
+        report = nodes_report(await fleet.seen(), self._loop.state, fleet.policy, fleet.against)
+        self._memory.note(report, time.time())
+        return report
+
+    async def memory(self) -> MemoryReport:
+        return self._memory.report()
+
+    async def _watch_memory(self) -> None:
+        """Looks at the nodes now and then, for the history of their memory, also when nobody asks."""
+        while True:
+            await asyncio.sleep(MEMORY_EVERY_S)
+            with contextlib.suppress(XgenRayError):
+                await self.nodes()
 
     async def gpus(self) -> GPUsReport:
         return gpus_report(await self.nodes())

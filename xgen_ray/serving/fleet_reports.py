@@ -6,7 +6,7 @@ from xgen_ray.console import LocalModel, LocalModelsReport
 from xgen_ray.hardware.types import GPUInfo, GPUType, GPUUsage
 from xgen_ray.models import Shelf, ShelvedModel
 from xgen_ray.placement import PlacementPolicy, available_backends, gpu_key, recommend
-from xgen_ray.placement.sizes import GIB
+from xgen_ray.placement.sizes import GIB, MIB
 from xgen_ray.placement.types import BackendStatus
 from xgen_ray.schema import (
     BackendReport,
@@ -208,7 +208,7 @@ def _gpu(index: int, gpu: GPUInfo, state: NodeState) -> GPUReport:
     )
     leased = [claim.size_bytes for lease in state.leases for claim in lease.claims if claim.device == key]
     kind = API_GPU_TYPES[gpu.gpu_type]
-    memory = f"{memory_gb:.0f}GB" if memory_gb else None
+    memory = _size_words(gpu.memory_total_bytes)
     return GPUReport(
         id=index,
         name=gpu.device_name,
@@ -225,6 +225,7 @@ def _gpu(index: int, gpu: GPUInfo, state: NodeState) -> GPUReport:
         compute_capability=gpu.compute_capability,
         integrated=gpu.integrated,
         unified_memory=gpu.unified_memory,
+        shared_memory_bytes=gpu.shared_memory_total_bytes,
         memory_used_bytes=live.memory_used_bytes,
         memory_free_bytes=live.memory_free_bytes,
         leased_bytes=sum(leased),
@@ -232,3 +233,10 @@ def _gpu(index: int, gpu: GPUInfo, state: NodeState) -> GPUReport:
         temperature_celsius=live.temperature_celsius,
         power_watts=live.power_watts,
     )
+
+
+def _size_words(size_bytes: int | None) -> str | None:
+    """As the origin writes it: ``24GB``; what is smaller than one, ``512MB``."""
+    if not size_bytes:
+        return None
+    return f"{size_bytes / GIB:.0f}GB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f}MB"

@@ -75,11 +75,9 @@ class FleetReader:
 
     async def shelves(self) -> Mapping[str, Shelf]:
         """What lies in the model directories, by node; of those that answer."""
-        alive = await self._nodes.alive()
-        answers = await asyncio.gather(*(self._shelf(node_id) for node_id in alive))
-        return {
-            name: answer for name, answer in zip(alive.values(), answers, strict=True) if answer is not None
-        }
+        there = [state.node for state in (await self.seen()).states]
+        answers = await asyncio.gather(*(self._shelf(node.node_id) for node in there))
+        return {node.name: answer for node, answer in zip(there, answers, strict=True) if answer is not None}
 
     async def _shelf(self, node_id: str) -> Shelf | None:
         try:

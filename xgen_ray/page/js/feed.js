@@ -7,7 +7,7 @@ const FIRST_PAUSE_MS = 400;
 const LONGEST_PAUSE_MS = 5000;
 // The server beats every ten seconds; who hears nothing for longer talks to nobody.
 const SILENCE_MS = 25000;
-const KEPT_EVENTS = 500;
+const KEPT_EVENTS = 300;
 const KEPT_S = 3600;
 
 let running = null;
@@ -86,6 +86,7 @@ function apply(type, told) {
         break;
       case "node":
         s.nodes = new Map(s.nodes ?? []).set(idOf(told), told);
+        s.memory = grown(s.memory, told);
         break;
       case "gone":
         if (told.model !== undefined) s.models.delete(told.model);
@@ -106,8 +107,11 @@ const idOf = (node) => node.node_id || node.node;
 // What was before the stream began. Steps that come twice are one.
 async function loadFigures() {
   try {
-    const told = await ask("figures");
-    change((s) => (s.figures = merged(told, s.figures)));
+    const [told, memory] = await Promise.all([ask("figures"), ask("memory")]);
+    change((s) => {
+      s.figures = merged(told, s.figures);
+      s.memory = memory.lines;
+    });
   } catch {
     // The stream is told when the server is away.
   }
@@ -124,6 +128,18 @@ function merged(old, late) {
   const models = {};
   for (const name of names) models[name] = join(old.models[name], late.models[name]);
   return { ...late, now: Math.max(old.now, late.now), fleet: join(old.fleet, late.fleet), models };
+}
+
+// The history of memory with what a node tells now.
+function grown(lines, node) {
+  if (!lines) return lines;
+  const now = Date.now() / 1000;
+  return lines.map((line) => {
+    const gpu = node.gpus.find((one) => one.id === line.gpu);
+    const used = line.gpu === null ? node.memory_total_bytes - node.memory_available_bytes : gpu?.memory_used_bytes;
+    if (line.node !== node.node || used === undefined || used === null) return line;
+    return { ...line, points: [...line.points.filter(([at]) => at > now - KEPT_S), [now, used]] };
+  });
 }
 
 export function signIn(value) {

@@ -8,7 +8,8 @@ export const state = {
   models: new Map(), // by name
   nodes: null, // by id; null until the server has looked
   events: [], // newest first
-  figures: null,
+  figures: null, // of the last hour, as are the lines of `memory`
+  memory: null,
   options: null, // what a load can be told
   view: "models",
   detail: null, // the model of which more is shown
@@ -17,6 +18,9 @@ export const state = {
   chat: null,
   log: null,
   notice: null, // said once, at the bottom
+  level: "all", // which events are shown
+  span: 900, // how much of the last hour is shown, in seconds
+  liveModel: null, // and of which model; null is all of them
 };
 
 let draw = () => {};

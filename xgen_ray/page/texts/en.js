@@ -55,6 +55,7 @@ export default {
   "env.memory": "Memory of",
   "env.memory.unknown": "The driver does not tell its memory",
   "env.unified": "unified memory",
+  "env.unified.size": "unified memory, {size} of RAM",
   "env.leased": "{size} leased",
   "env.cpu": "CPU",
   "env.cores": "{count} cores",
@@ -122,6 +123,9 @@ export default {
   lift: "Lift",
   "lift.done": "{backend} may be used again",
   "scale.done": "{name}: {replicas} replicas",
+  "scale.count": "Replicas: {count}",
+  "scale.fewer": "One replica fewer",
+  "scale.more": "One replica more",
 
   deploy: "Deploy a model",
   "deploy.title": "Deploy a model",
@@ -233,6 +237,7 @@ export default {
   "live.inflight": "on engines",
   "live.waiting": "waiting",
   "live.memory": "GPU memory",
+  "live.ram": "RAM",
   "live.peak": "Peak",
   "live.nothing": "Nothing yet",
 

@@ -55,6 +55,7 @@ export default {
   "env.memory": "메모리",
   "env.memory.unknown": "드라이버가 메모리 크기를 알려주지 않습니다",
   "env.unified": "통합 메모리",
+  "env.unified.size": "통합 메모리, RAM {size}",
   "env.leased": "{size} 임대됨",
   "env.cpu": "CPU",
   "env.cores": "코어 {count}개",
@@ -122,6 +123,9 @@ export default {
   lift: "해제",
   "lift.done": "{backend}을(를) 다시 사용할 수 있습니다",
   "scale.done": "{name}: 레플리카 {replicas}개",
+  "scale.count": "레플리카 {count}개",
+  "scale.fewer": "레플리카 하나 줄이기",
+  "scale.more": "레플리카 하나 늘리기",
 
   deploy: "모델 배포",
   "deploy.title": "모델 배포",
@@ -235,6 +239,7 @@ export default {
   "live.inflight": "엔진에서 처리 중",
   "live.waiting": "대기 중",
   "live.memory": "GPU 메모리",
+  "live.ram": "RAM",
   "live.peak": "최고",
   "live.nothing": "아직 없음",
 

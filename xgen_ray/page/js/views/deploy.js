@@ -242,7 +242,7 @@ function plan(form) {
   const short = told.missing > 0;
   return html`
     <h3>${t("plan")}</h3>
-    <p class="verdict ${told.accepted ? (short ? "short" : "yes") : "no"}">${told.message}</p>
+    <p tabindex="0" class="verdict ${told.accepted ? (short ? "short" : "yes") : "no"}">${told.message}</p>
     ${told.evict.length ? html`<p class="note">${t("plan.evict", { names: told.evict.join(", ") })}</p>` : nothing}
     ${told.assignments.length ? assignments(told.assignments) : nothing}
     ${told.footprint.length ? html`<h4>${t("plan.needs")}</h4>${footprint(told.footprint, told.footprint_bytes)}` : nothing}

@@ -51,7 +51,9 @@ function gpu(one) {
     <li>
       <div class="row">
         <span class="name">${one.label}</span>
-        ${one.unified_memory ? html`<span class="tag">${t("env.unified")}</span>` : nothing}
+        ${one.unified_memory ? html`<span class="tag">
+            ${one.shared_memory_bytes ? t("env.unified.size", { size: size(one.shared_memory_bytes) }) : t("env.unified")}
+          </span>` : nothing}
         <span class="figures">${live.join(" · ")}</span>
       </div>
       ${bar(`${t("env.memory")} ${one.label}`, used, total, words, one.leased_bytes)}

@@ -8,7 +8,7 @@ import { address } from "../route.js";
 import { t } from "../text.js";
 
 export function events() {
-  const wanted = state.level ?? "all";
+  const wanted = state.level;
   const shown = state.events.filter((event) => wanted === "all" || event.level !== "info");
   const choice = html`
     <div class="segments" role="group" aria-label=${t("events.show")}>

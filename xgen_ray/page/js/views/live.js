@@ -20,7 +20,7 @@ export function live() {
   const points = state.liveModel ? (figures.models[state.liveModel] ?? []) : figures.fleet;
   const step = figures.step_s;
   const to = now();
-  const from = to - (state.span ?? 900);
+  const from = to - state.span;
   const line = (of) => filled(points, step, from, to, of);
   const timed = (of) => points.filter((point) => point.at >= from).map((point) => [point.at, of(point)]);
   const common = { from, to, gap: step * 1.5 };
@@ -76,19 +76,25 @@ export function live() {
   );
 }
 
+// GPUs in one picture and RAM in another: their sizes are too unlike.
 function memory(from, to) {
+  const picture = (title, lines, name) =>
+    lines.length
+      ? chart({
+          from,
+          to,
+          gap: 90,
+          most: Math.max(...lines.map((one) => one.total_bytes)),
+          title,
+          show: size,
+          series: lines.map((one) => ({ name: name(one), points: one.points.filter(([at]) => at >= from) })),
+        })
+      : nothing;
   const lines = state.memory ?? [];
-  if (!lines.length) return nothing;
-  const most = Math.max(...lines.map((one) => one.total));
-  return chart({
-    from,
-    to,
-    gap: 90,
-    most,
-    title: t("live.memory"),
-    show: size,
-    series: lines.map((one) => ({ name: one.name, points: one.points.filter(([at]) => at >= from) })),
-  });
+  return html`
+    ${picture(t("live.memory"), lines.filter((one) => one.gpu !== null), (one) => `${one.node} [${one.gpu}]`)}
+    ${picture(t("live.ram"), lines.filter((one) => one.gpu === null), (one) => one.node)}
+  `;
 }
 
 const modelChoice = (figures) => html`
@@ -107,7 +113,7 @@ const spanChoice = () => html`
   <div class="segments" role="group" aria-label=${t("live.span")}>
     ${SPANS.map(
       ([span, name]) => html`
-        <button type="button" aria-pressed=${(state.span ?? 900) === span} @click=${() => change((s) => (s.span = span))}>
+        <button type="button" aria-pressed=${state.span === span} @click=${() => change((s) => (s.span = span))}>
           ${t(name)}
         </button>
       `,

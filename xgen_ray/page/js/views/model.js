@@ -3,7 +3,7 @@
 import { mayManage } from "../feed.js";
 import { age, number, size } from "../format.js";
 import { html, nothing } from "../lit.js";
-import { lift, restart, unload } from "../orders.js";
+import { lift, restart, scale, unload } from "../orders.js";
 import { bar, empty, facts, list, page, phase, progress } from "../parts.js";
 import { address, go } from "../route.js";
 import { change, state } from "../state.js";
@@ -33,12 +33,28 @@ function actions(one) {
     ${one.endpoint && one.task === "generate"
       ? html`<button type="button" @click=${chat}>${t("model.chat")}</button>`
       : nothing}
+    ${mayManage() ? replicas(one) : nothing}
     ${mayManage()
       ? html`<button type="button" @click=${() => restart(one.name)}>${t("restart")}</button>
           <button type="button" class="danger" @click=${() => unload(one.name)}>${t("unload")}</button>`
       : nothing}
   `;
 }
+
+const replicas = (one) => html`
+  <div class="stepper" role="group" aria-label=${t("figure.replicas")}>
+    <button
+      type="button"
+      aria-label=${t("scale.fewer")}
+      ?disabled=${one.wanted_replicas <= 1}
+      @click=${() => scale(one.name, one.wanted_replicas - 1)}
+    >
+      −
+    </button>
+    <span>${t("scale.count", { count: one.wanted_replicas })}</span>
+    <button type="button" aria-label=${t("scale.more")} @click=${() => scale(one.name, one.wanted_replicas + 1)}>+</button>
+  </div>
+`;
 
 const body = (one) => html`
   <section class="card lead">
@@ -167,7 +183,10 @@ export const verdictList = (verdicts) => html`
     ${verdicts.map(
       (verdict) => html`
         <li class=${verdict.fits === null ? "" : verdict.fits ? "yes" : "no"}>
-          <p><strong>${verdict.node}</strong> ${verdict.reasons.join("; ")}</p>
+          <p>
+            <strong>${verdict.node}</strong>
+            ${verdict.fits === false && verdict.candidates.length ? nothing : verdict.reasons.join("; ")}
+          </p>
           ${verdict.candidates.length
             ? html`<ul>
                 ${verdict.candidates.map(
