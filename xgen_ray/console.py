@@ -56,6 +56,7 @@ class EventKind(StrEnum):
     FAILED = "failed"
     SCALED = "scaled"
     SLEPT = "slept"
+    AWAITS = "awaits"
     WOKE = "woke"
     UNLOADED = "unloaded"
 

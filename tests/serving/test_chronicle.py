@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from tests.serving.builders import radeon, replica, view
+from tests.serving.builders import GIB, radeon, replica, view
+from tests.serving.test_awaiting import TYPES, on_gpu
 from tests.serving.test_machine import FIRST, Control
 from xgen_ray.console import EventKind
 from xgen_ray.placement.types import Backend
@@ -157,3 +158,13 @@ def test_where_nothing_happens_nothing_is_told() -> None:
     state = ControlState("e", nodes={"n1": "one"})
     chronicle = Chronicle()
     assert note(chronicle, state, replace(state, attempts=3), 1.0) is chronicle
+
+
+def test_a_wait_for_a_node_is_told_once() -> None:
+    control = Told(replace(FIRST, node_types=TYPES))
+    control.load(asked=on_gpu())
+    for at in (2.0, 40.0):
+        control.look("small", GIB, view("n1"), at=at)
+        control.observe({}, at=at + 31.0)
+    assert control.kinds() == [EventKind.ASKED, EventKind.AWAITS]
+    assert control.last(EventKind.AWAITS) == "waiting for a node of the type amd"

@@ -8,7 +8,7 @@ from xgen_ray.errors import PlacementRefused
 from xgen_ray.placement import NodeDemand, NodeVerdict, node_demand
 from xgen_ray.placement.types import EngineOptions
 from xgen_ray.serving.state import Awaited, LookDone, Model
-from xgen_ray.serving.supply import nodes_in_use
+from xgen_ray.serving.supply import node_words, nodes_in_use
 from xgen_ray.serving.turn import Turn
 
 # A cloud may have none to give; a machine and its image take minutes.
@@ -43,7 +43,7 @@ def await_nodes(
     if not demand.counts:
         said = "; ".join(f"{name}: {reason}" for name, reason in sorted(demand.reasons.items()))
         return _with(error, f"No node that the autoscaler may start would do: {said}")
-    kinds = _words(demand.counts)
+    kinds = node_words(demand.counts)
     if event.at - since > NODE_PATIENCE_S:
         return _with(error, f"{kinds} was asked for {event.at - since:.0f} s ago, and has not come.")
     waits = f"waiting for {kinds}: {error.message}"
@@ -56,7 +56,7 @@ def await_nodes(
 def foreseen(turn: Turn, model: Model, event: LookDone, options: EngineOptions) -> str:
     """What a load that has no place would wait for; empty where it would be refused."""
     demand = _demand(turn, model, event, options, model.wanted, {})
-    return f" It would wait for {_words(demand.counts)}." if demand.counts else ""
+    return f" It would wait for {node_words(demand.counts)}." if demand.counts else ""
 
 
 def _demand(
@@ -102,10 +102,3 @@ def _said(verdict: NodeVerdict | None) -> str:
 
 def _with(error: PlacementRefused, more: str) -> PlacementRefused:
     return PlacementRefused(f"{error.message} {more}", error.candidates)
-
-
-def _words(counts: Mapping[str, int]) -> str:
-    return " and ".join(
-        f"a node of the type {name}" if count == 1 else f"{count} nodes of the type {name}"
-        for name, count in sorted(counts.items())
-    )

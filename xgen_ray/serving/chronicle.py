@@ -8,6 +8,7 @@ from xgen_ray.console import EventKind, EventReport
 from xgen_ray.placement import Exclusion, model_key
 from xgen_ray.schema import FailureReport, Phase
 from xgen_ray.serving.state import ControlState, Model
+from xgen_ray.serving.supply import node_words
 
 # So many are kept, the newest, each with so much of what an engine printed last: whoever opens the page gets
 # all of it.
@@ -145,6 +146,9 @@ def _model(was: Model | None, model: Model, *, adopted: bool) -> Iterator[_Happe
         yield _Happening(
             EventKind.SCALED, "info", f"from {was.wanted} to {model.wanted} replicas", model=name
         )
+    if model.awaited is not None and was.awaited is None:
+        told = f"waiting for {node_words(model.awaited.counts)}"
+        yield _Happening(EventKind.AWAITS, "warning", told, model=name)
     if model.phase is not was.phase:
         yield from _phase(was, model)
 

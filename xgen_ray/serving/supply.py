@@ -47,3 +47,11 @@ def nodes_at_rest(state: ControlState) -> frozenset[str]:
         return frozenset()
     used = {app.node_id for model in models for app in model.apps.values()}
     return frozenset(node_id for node_id, kind in kinds.items() if kind in types and node_id not in used)
+
+
+def node_words(counts: Mapping[str, int]) -> str:
+    """Nodes of types, as a sentence names them."""
+    return " and ".join(
+        f"a node of the type {name}" if count == 1 else f"{count} nodes of the type {name}"
+        for name, count in sorted(counts.items())
+    )

@@ -258,6 +258,7 @@ export default {
   "event.failed": "Failed",
   "event.scaled": "Scaled",
   "event.slept": "Asleep",
+  "event.awaits": "Waits for a node",
   "event.woke": "Woken",
   "event.unloaded": "Unloaded",
 };

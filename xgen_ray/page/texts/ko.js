@@ -260,6 +260,7 @@ export default {
   "event.failed": "실패",
   "event.scaled": "크기 변경",
   "event.slept": "절전",
+  "event.awaits": "노드 대기",
   "event.woke": "깨어남",
   "event.unloaded": "내림",
 };
