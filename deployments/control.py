@@ -1,5 +1,6 @@
 """The control deployment: the management API, and the one place where models are decided on."""
 
+import asyncio
 import dataclasses
 import gc
 import os
@@ -9,6 +10,7 @@ import ray
 from ray import serve
 
 from deployments.engine import engine_application
+from deployments.environment import metrics_wanted
 from deployments.logs import log_transitions
 from deployments.node_owner import NodeOwnerActor
 from xgen_ray import __version__
@@ -22,6 +24,8 @@ from xgen_ray.serving.control import Control as ControlPlane
 from xgen_ray.serving.hands import AppSettings, Hands
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import LoopSettings
+from xgen_ray.serving.metrics.export import keep_exporting
+from xgen_ray.serving.metrics.rows import Source
 from xgen_ray.serving.node_state import Versions
 from xgen_ray.serving.nodes import Nodes, OwnerSettings
 from xgen_ray.serving.sources import SourceFinder
@@ -70,6 +74,9 @@ class Control:
     async def __serve_build_asgi_app__(self) -> App:
         """Called once, after the constructor: what must be awaited at the start is awaited here."""
         await self._control.start()
+        if metrics_wanted(os.environ):
+            export = keep_exporting(Source.CONTROL, self._control.samples)
+            self._exporter = asyncio.get_running_loop().create_task(export)
         # What is loaded by now stays: the collector need not look at it again in the middle of a decision.
         gc.freeze()
         api = create_management_app(self._control, self._keys, links=self._settings.links)

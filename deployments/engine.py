@@ -1,12 +1,16 @@
 """The engine deployment: an application of its own for each engine, started by control."""
 
+import asyncio
 import os
 
 from ray import serve
 from ray.serve import Application
 
+from deployments.environment import metrics_wanted
 from deployments.logs import log_transitions
 from xgen_ray.serving.apps import ENGINE_DEPLOYMENT
+from xgen_ray.serving.metrics.export import keep_exporting
+from xgen_ray.serving.metrics.rows import Source
 from xgen_ray.serving.replica import AppSpec, EngineReplica
 from xgen_ray.settings import engine_environment
 
@@ -22,6 +26,9 @@ class Engine(EngineReplica):
     def __init__(self, spec: AppSpec) -> None:
         log_transitions()
         super().__init__(spec, engine_environment(os.environ))
+        if metrics_wanted(os.environ):
+            export = keep_exporting(Source.ENGINE, self.samples)
+            self._exporter = asyncio.get_running_loop().create_task(export)
 
 
 def engine_application(spec: AppSpec) -> Application:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 # Bytes never go through Ray's object store; the smallest one that Ray accepts is plenty.
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -15,6 +16,15 @@ OBJECT_STORE_BYTES = 80 * 2**20
 _HAPROXY_SCRIPT = """#!/bin/sh
 exec {python} -I -S {program} {ports} {binary} "$@"
 """
+
+
+# Metrics cost something on every node, and their port answers anybody who reaches it: only when asked for.
+NO_METRICS: Final = {"RAY_enable_metrics_collection": "false"}
+
+
+def metrics_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether Ray collects metrics on this node, so that ours get anywhere."""
+    return environ.get("RAY_enable_metrics_collection", "true").lower() not in ("false", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ def loopback_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Map
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
+        **NO_METRICS,
         **_haproxy_environment(run_dir, ports, haproxy),
     }
 
@@ -74,7 +85,7 @@ def network_environment(run_dir: Path, ports: LocalPorts, haproxy: Path) -> Mapp
         # These three would answer anybody who asks, on all interfaces: the metrics of a node, and those of
         # the dashboard and of the autoscaler. The latter two take a port and no address; 65536 is none, so
         # that nothing listens. The dashboard says so in its log and goes on.
-        "RAY_enable_metrics_collection": "false",
+        **NO_METRICS,
         "DASHBOARD_METRIC_PORT": "65536",
         "AUTOSCALER_METRIC_PORT": "65536",
         # A node that is told to stop stops; that nothing runs there any more is control's to see to.

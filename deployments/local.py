@@ -27,10 +27,11 @@ POLL_S = 0.05
 class LocalStack:
     """Blocking calls, from one thread. ``start`` may raise whatever Ray raises; ``stop`` never fails."""
 
-    def __init__(self, host: str, port: int, *, dashboard: bool) -> None:
+    def __init__(self, host: str, port: int, *, dashboard: bool, metrics_port: int | None = None) -> None:
         self._host = host
         self._port = port
         self._dashboard = dashboard
+        self._metrics_port = metrics_port
 
     def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys, tags: NodeTags) -> None:
         """Returns when both applications answer. ``tags`` are this machine's."""
@@ -45,6 +46,7 @@ class LocalStack:
             log_to_driver=False,
             configure_logging=False,
             object_store_memory=OBJECT_STORE_BYTES,
+            _metrics_export_port=self._metrics_port,
         )
         serve.start(
             http_options=HTTPOptions(host=self._host, port=self._port, keep_alive_timeout_s=KEEP_ALIVE_S)

@@ -1,12 +1,14 @@
 """The node owner as a Ray actor: builds one from what its node is, and passes every call on to it."""
 
+import asyncio
 import os
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import ray
 
+from deployments.environment import metrics_wanted
 from deployments.logs import log_transitions
 from xgen_ray import __version__
 from xgen_ray.models.shelf import Shelf
@@ -16,6 +18,9 @@ from xgen_ray.serving.fetches import FetchState
 from xgen_ray.serving.inventory import InventoryReader
 from xgen_ray.serving.lease_journal import LeaseJournal
 from xgen_ray.serving.leases import Lease, NoLease
+from xgen_ray.serving.metrics.export import NODE_EXPORT_S, keep_exporting
+from xgen_ray.serving.metrics.rows import Sample, Source
+from xgen_ray.serving.metrics.samples import node_samples
 from xgen_ray.serving.node_owner import NodeOwner
 from xgen_ray.serving.node_state import LeaseFacts, NodeIdentity, NodeState, Settled, Versions
 from xgen_ray.serving.nodes import OwnerSettings
@@ -97,7 +102,14 @@ class NodeOwnerActor:
         if not self._started:
             await self._owner.start()
             self._started = True
+            if metrics_wanted(os.environ):
+                self._exporter = asyncio.create_task(
+                    keep_exporting(Source.NODE, self._samples, NODE_EXPORT_S)
+                )
         return self._owner
+
+    async def _samples(self) -> Iterable[Sample]:
+        return node_samples(await self._owner.look())
 
 
 def _run_dir() -> Path:

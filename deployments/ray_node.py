@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.environment import (
+    NO_METRICS,
     OBJECT_STORE_BYTES,
     LocalPorts,
     loopback_environment,
@@ -113,7 +114,8 @@ def start_environment(
     place = loopback_environment if start.loopback else network_environment
     environment: dict[str, str | None] = {**serve_environment(), **place(run_dir, ports, haproxy)}
     if start.metrics_port is not None:
-        environment.pop("RAY_enable_metrics_collection", None)
+        for name in NO_METRICS:
+            environment.pop(name, None)
     if start.token_file is not None:
         environment |= {"RAY_AUTH_TOKEN_PATH": str(start.token_file), "RAY_AUTH_TOKEN": None}
     return environment

@@ -2,14 +2,20 @@
 
 import asyncio
 import logging
+import os
+from collections.abc import Iterable
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.environment import metrics_wanted
 from xgen_ray.api import ApiKeys, Gateway, GatewayLimits, LocalGuard, RetryLimits
 from xgen_ray.api.asgi import App
+from xgen_ray.api.tracing import OTLPTracing
 from xgen_ray.serving.control import TABLE_POLL_S
 from xgen_ray.serving.dispatcher import TableDispatcher
+from xgen_ray.serving.metrics.export import keep_exporting
+from xgen_ray.serving.metrics.rows import Sample, Source
 from xgen_ray.serving.table import RoutingTable
 from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, RouterSettings
 
@@ -37,6 +43,9 @@ class Router:
         self._follower = loop.create_task(self._follow())
         self._doubter = loop.create_task(self._tell_doubts())
         self._waker = loop.create_task(self._wake())
+        self._exporter: asyncio.Task[None] | None = None
+        if metrics_wanted(os.environ):
+            self._exporter = loop.create_task(keep_exporting(Source.ROUTER, self._samples))
 
     async def __serve_build_asgi_app__(self) -> App:
         limits = GatewayLimits(retry=RetryLimits(ready_wait_s=self._settings.wait_s))
@@ -45,6 +54,7 @@ class Router:
             self._keys,
             limits=limits,
             cors_origins=self._settings.cors_origins,
+            tracing=OTLPTracing(self._settings.otlp_endpoint) if self._settings.otlp_endpoint else None,
             # Ray Serve puts an id on every request and its answer.
             answers_request_id=False,
         )
@@ -65,6 +75,8 @@ class Router:
         self._follower.cancel()
         self._doubter.cancel()
         self._waker.cancel()
+        if self._exporter is not None:
+            self._exporter.cancel()
         await self._gateway.aclose()
 
     async def _follow(self) -> None:
@@ -75,11 +87,14 @@ class Router:
                         self._dispatcher.stamp, self._dispatcher.report()
                     )
             except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
-                logger.warning("control does not answer: %s", type(error).__name__)
+                logger.warning("control does not answer: error=%s", type(error).__name__)
                 await asyncio.sleep(FOLLOW_RETRY_S)
                 continue
             if table.stamp not in (self._dispatcher.stamp, RoutingTable().stamp):
                 self._dispatcher.apply(table)
+
+    async def _samples(self) -> Iterable[Sample]:
+        return self._dispatcher.samples()
 
     async def _wake(self) -> None:
         """Has models woken that requests wait for. What gets lost here, the next request asks for again."""
@@ -100,4 +115,4 @@ class Router:
             async with asyncio.timeout(CONTROL_DEADLINE_S):
                 await method.remote(names)
         except Exception as error:  # noqa: BLE001  # whatever Ray raises while control is away
-            logger.warning("control did not hear of %s: %s", ", ".join(names), type(error).__name__)
+            logger.warning("control did not hear: names=%s error=%s", ", ".join(names), type(error).__name__)

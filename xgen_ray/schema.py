@@ -527,6 +527,13 @@ class FiguresReport(Wire):
     streams: tuple[StreamFigures, ...]
 
 
+class TargetGroup(Wire):
+    """Part of the answer of ``GET /api/management/metrics/targets``, in the words of Prometheus."""
+
+    targets: tuple[str, ...]
+    labels: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class PoolInfo:
     """One of a model's pools, as clients see it. ``name`` is empty for the one without a name;

@@ -144,6 +144,11 @@ class RouterSettings(Settings):
 
     replicas: PositiveInt = 1
     wait_s: PositiveFloat = Field(60.0, description="How long a request waits for a model that is loading.")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s]+$",
+        description="Where traces of requests go, as OTLP over HTTP; needs the extra tracing.",
+    )
 
 
 def xdg_dir(variable: str, fallback: str) -> Path:

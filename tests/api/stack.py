@@ -10,6 +10,7 @@ from tests.api.support import NO_TLS, InMemoryDispatcher, Play, StandInEngine, c
 from xgen_ray.api.gateway import Gateway, GatewayLimits
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.relay import RetryLimits
+from xgen_ray.api.tracing import Tracing
 
 LIMITS = GatewayLimits(
     body_bytes=2 * 1024 * 1024,
@@ -34,9 +35,12 @@ async def stack(
     limits: GatewayLimits = LIMITS,
     keys: ApiKeys | None = None,
     cors_origins: tuple[str, ...] = (),
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Stack]:
     dispatcher = InMemoryDispatcher()
-    gateway = Gateway(dispatcher, keys or ApiKeys(), limits=limits, cors_origins=cors_origins)
+    gateway = Gateway(
+        dispatcher, keys or ApiKeys(), limits=limits, cors_origins=cors_origins, tracing=tracing
+    )
     async with (
         StandInEngine(*plays, otherwise=otherwise).running() as engine,
         serving(gateway) as url,

@@ -38,6 +38,7 @@ from xgen_ray.schema import (
     ScaleRequest,
     ServedModel,
     StatusReport,
+    TargetGroup,
 )
 
 ENGINE_KEY = "engine-secret-key"
@@ -525,6 +526,9 @@ class InMemoryControl:
     async def figures(self, since: float) -> FiguresReport:
         points = tuple(FigurePoint(at=at, ended={Outcome.OK: 1}) for at in self.steps if at > since)
         return FiguresReport(now=12.0, started=1.0, step_s=5.0, fleet=points, models={}, streams=())
+
+    async def metrics_targets(self) -> tuple[TargetGroup, ...]:
+        return (TargetGroup(targets=("127.0.0.1:9464",), labels={"job": "xgen-ray"}),)
 
     async def lift(self, request: LiftRequest) -> None:
         excluded = self.excluded.get(request.model, set())

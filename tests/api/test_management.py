@@ -431,6 +431,7 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("get", "/management/status"),
         ("get", "/management/logs"),
         ("get", "/management/figures"),
+        ("get", "/management/metrics/targets"),
         ("post", "/management/load"),
         ("post", "/management/unload"),
         ("post", "/management/restart"),

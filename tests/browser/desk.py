@@ -52,6 +52,7 @@ from xgen_ray.schema import (
     ReplicaStatus,
     ScaleRequest,
     StatusReport,
+    TargetGroup,
 )
 from xgen_ray.serving.chronicle import Chronicle, note
 from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report, shelves_report
@@ -251,6 +252,9 @@ class Desk:
         while known == (stamp := f"{self._state.epoch}.{self._steps}"):  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
         return stamp
+
+    async def metrics_targets(self) -> tuple[TargetGroup, ...]:
+        raise NotImplementedError("the page asks for no metrics")
 
     async def figures(self, since: float) -> FiguresReport:
         now = time.time()

@@ -53,6 +53,7 @@ from xgen_ray.schema import (
     ReplicaStatus,
     ScaleRequest,
     StatusReport,
+    TargetGroup,
     VerdictReport,
 )
 
@@ -332,6 +333,9 @@ class Fleet:
 
     async def changed(self, known: str | None) -> str:
         raise NotImplementedError("the command line follows no stream")
+
+    async def metrics_targets(self) -> tuple[TargetGroup, ...]:
+        return (TargetGroup(targets=("127.0.0.1:9464",), labels={"job": "xgen-ray"}),)
 
     async def lift(self, request: LiftRequest) -> None:
         model = self.models.get(request.model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments.environment import LocalPorts, loopback_environment, serve_environment
+from deployments.environment import NO_METRICS, LocalPorts, loopback_environment, serve_environment
 from deployments.haproxy import close_ports, leave_clients_to_the_router
 from tests.process.watching import Deaths
 from xgen_ray.settings import CONTROL_APP, ROUTER_APP
@@ -94,6 +94,6 @@ def test_ports_and_files_of_two_stacks_do_not_meet(tmp_path: Path) -> None:
     second.mkdir()
     one = loopback_environment(first, LocalPorts(1, 2, 3), Path("/bin/true"))
     other = loopback_environment(second, LocalPorts(4, 5, 6), Path("/bin/true"))
-    fixed = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE"}
+    fixed = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", *NO_METRICS}
     assert not {name for name in one if one[name] == other[name]} - fixed
     assert not set(one) & set(serve_environment())

@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from tests.stack import SAMPLE_MODEL, Stack
+from xgen_ray.process import free_port
 
 CHAT = "smollm2"
 EMBED = "smollm2-embed"
@@ -21,7 +22,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """
     home = tmp_path_factory.mktemp("stack")
     (home / "models").mkdir()
-    with Stack(home, "--models", str(SAMPLE_MODEL.parent), "--models", str(home / "models")) as running:
+    folders = ("--models", str(SAMPLE_MODEL.parent), "--models", str(home / "models"))
+    # Ray's agents would pass metrics on every ten seconds only.
+    soon = {"RAY_metrics_report_interval_ms": "3000"}
+    with Stack(home, *folders, "--metrics-port", str(free_port()), environment=soon) as running:
         options = {"context": CONTEXT, "slots": SLOTS, "threads": 1}
         chat = running.load(SAMPLE_MODEL, name=CHAT, options=options)
         assert chat.status_code == 200, chat.text

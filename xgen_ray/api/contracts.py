@@ -19,6 +19,7 @@ from xgen_ray.schema import (
     ScaleRequest,
     ServedModel,
     StatusReport,
+    TargetGroup,
 )
 
 
@@ -104,6 +105,9 @@ class ControlPlane(Protocol):
 
     async def changed(self, known: str | None) -> str:
         """The stamp of what ``status`` and ``events`` tell, as soon as it is another than ``known``."""
+
+    async def metrics_targets(self) -> tuple[TargetGroup, ...]:
+        """Where Prometheus finds the metrics of every node that serves them."""
 
     async def lift(self, request: LiftRequest) -> None:
         """Forget what was learned against backends of a model. Raises ModelNotFound if nothing was."""

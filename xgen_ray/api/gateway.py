@@ -3,6 +3,7 @@
 It knows HTTP and OpenAI's vocabulary; which engine serves a model is the dispatcher's business.
 """
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -22,6 +23,7 @@ from xgen_ray.api.errors import INVALID, ErrorReply, internal_error, reply_for
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.relay import Relay, RetryLimits
 from xgen_ray.api.routes import BY_PATH, GENERATE, HEALTH_PATH, MODELS_PATH, Route, methods_of
+from xgen_ray.api.tracing import Trace, Tracing
 from xgen_ray.api.upstream import Call, Upstream
 from xgen_ray.api.validation import ParsedBody, parse_body
 from xgen_ray.errors import InvalidRequest, ModelNotFound, XgenRayError
@@ -75,7 +77,9 @@ class Gateway:
         limits: GatewayLimits | None = None,
         cors_origins: Iterable[str] = (),
         answers_request_id: bool = True,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._answers_request_id = answers_request_id
         self._dispatcher = dispatcher
         self._keys = keys
@@ -97,6 +101,8 @@ class Gateway:
     async def aclose(self) -> None:
         """Close the connections to the engines. The lifespan does it; for servers that have none."""
         await self._upstream.aclose()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -115,6 +121,8 @@ class Gateway:
         reply = Reply(send, [*own, *self._cors.headers_for(headers)])
         begun = time.monotonic()
         note = _Note()
+        if self._tracing is not None:
+            note.trace = self._tracing.begin(f"{scope['method']} {_span_name(scope)}", headers)
         outcome = "answered"
         try:
             whole = await self._serve(scope, receive, headers, request_id, reply, note)
@@ -128,13 +136,13 @@ class Gateway:
             await reply.error(reply_for(error), typed=note.typed)
         except Exception:
             outcome = "internal error"
-            logger.exception("request failed", extra={"request_id": request_id.decode()})
+            logger.exception("request failed", extra={"fields": {"request_id": request_id.decode()}})
             if reply.started and not reply.early:
                 # Returning leaves the answer unfinished, so the server closes the connection.
                 return
             await reply.error(internal_error(request_id.decode()), typed=note.typed)
         finally:
-            if logger.isEnabledFor(logging.INFO):
+            if logger.isEnabledFor(logging.INFO) or note.trace is not None:
                 fields = {
                     "request_id": request_id.decode(),
                     "path": scope["path"],
@@ -147,7 +155,9 @@ class Gateway:
                     "bytes": reply.bytes_sent,
                     "seconds": round(time.monotonic() - begun, 6),
                 }
-                logger.info("request %s", json.dumps(fields), extra=fields)
+                logger.info("request", extra={"fields": fields})
+                if note.trace is not None:
+                    note.trace.end(fields)
 
     async def _serve(
         self,
@@ -189,7 +199,10 @@ class Gateway:
         parsed = parse_body(body, route.rules, self._names)
         note.model = parsed.model
         self._check_task(parsed.model, route, path)
-        call = Call(parsed.model, route.upstream, _engine_headers(headers, request_id), parsed.content)
+        passed = _engine_headers(headers, request_id)
+        if note.trace is not None:
+            passed["traceparent"] = note.trace.traceparent
+        call = Call(parsed.model, route.upstream, passed, parsed.content)
         relay = Relay(
             call,
             reply,
@@ -198,6 +211,7 @@ class Gateway:
             limits.retry,
             _hints(headers, parsed, route),
             typed=route.events_have_types,
+            trace=note.trace,
         )
         try:
             async with ClientWatch(receive, reply, stall_s=limits.client_stall_s):
@@ -262,6 +276,13 @@ class _Note:
     replica: str | None = None
     chosen: str | None = None
     typed: bool = False
+    trace: Trace | None = None
+
+
+def _span_name(scope: Scope) -> str:
+    """The path if it is one of ours: a trace's name must not be a client's invention."""
+    path = path_of(scope)
+    return path if path in BY_PATH else "another path"
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> bytes:

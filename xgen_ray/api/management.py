@@ -34,6 +34,7 @@ from xgen_ray.schema import (
     PlanReport,
     ScaleRequest,
     StatusReport,
+    TargetGroup,
     Wire,
 )
 
@@ -130,6 +131,10 @@ def _add_questions(router: APIRouter, control: ControlPlane, follow_interval_s: 
         ] = 0.0,
     ) -> FiguresReport:
         return await control.figures(since)
+
+    @router.get("/metrics/targets", summary="For Prometheus' HTTP discovery: nodes that serve metrics")
+    async def metrics_targets() -> tuple[TargetGroup, ...]:
+        return await control.metrics_targets()
 
     @router.get(
         "/logs",
@@ -249,7 +254,7 @@ async def _known(_request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    logger.error("request failed", exc_info=error, extra={"path": request.url.path})
+    logger.error("request failed", exc_info=error, extra={"fields": {"path": request.url.path}})
     message = "The server failed to handle this request. Its log says why."
     return _json(ErrorReply(500, "server_error", message, "internal_error"))
 

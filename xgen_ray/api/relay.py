@@ -5,6 +5,7 @@ the answer is that engine's: if it breaks off, the client is told so.
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,6 +14,7 @@ from xgen_ray.api.client import Reply
 from xgen_ray.api.connection import Break, Connection, UpstreamBroke
 from xgen_ray.api.contracts import Dispatcher
 from xgen_ray.api.stream_errors import StreamErrors
+from xgen_ray.api.tracing import Trace
 from xgen_ray.api.upstream import KEEPALIVE_S, Call, Upstream
 from xgen_ray.errors import EngineUnreachable, NotReady
 from xgen_ray.schema import Endpoint, Outcome, RequestHints
@@ -79,6 +81,7 @@ class Relay:
         "_pause_s",
         "_refused",
         "_reply",
+        "_trace",
         "_typed",
         "_until",
         "_upstream",
@@ -95,6 +98,7 @@ class Relay:
         hints: RequestHints,
         *,
         typed: bool,
+        trace: Trace | None = None,
     ) -> None:
         self._call = call
         self._reply = reply
@@ -103,6 +107,7 @@ class Relay:
         self._limits = limits
         self._hints = hints
         self._typed = typed
+        self._trace = trace
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + limits.ready_wait_s
         self._avoid: frozenset[str] = frozenset()
@@ -120,6 +125,8 @@ class Relay:
         while True:
             lease = Lease(self._dispatcher, await self._choose())
             self.endpoint = lease.endpoint
+            if self._trace is not None:
+                self._trace.mark("choose an engine", _told(lease.endpoint))
             try:
                 whole = await self._attempt(lease)
             except UpstreamBroke as broke:
@@ -211,6 +218,8 @@ class Relay:
     ) -> bool:
         """Without ``errors`` it is no stream of events."""
         lease.answering()
+        if self._trace is not None:
+            self._trace.mark("first byte")
         reply, chunk = self._reply, first
         await reply.start(answer.status, passed_headers(answer.headers, lease.endpoint))
         while True:
@@ -250,6 +259,16 @@ class Relay:
             await self._reply.json(error.reply.status, error.content, headers)
         else:
             await self._reply.error(replace(error.reply, headers=()), headers, typed=self._typed)
+
+
+def _told(endpoint: Endpoint) -> Mapping[str, str]:
+    """What a trace tells of an engine."""
+    return {
+        "replica": endpoint.replica_id,
+        "backend": endpoint.backend,
+        "pool": endpoint.pool,
+        "chosen": endpoint.why,
+    }
 
 
 def _outcome_of(status: int, *, at_fault: bool) -> Outcome:

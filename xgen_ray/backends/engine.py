@@ -27,13 +27,16 @@ class EngineAddress:
 class EngineLoad:
     """Requests that an engine computes and holds back now; ``slots`` is how many it computes at most.
 
-    ``cache_used`` is the part of its cache that is in use, from 0 to 1, where it tells.
+    ``cache_used`` is the part of its cache that is in use, from 0 to 1, ``prompt_tokens`` and
+    ``generated_tokens`` are what it has read and written since it started; each where it tells.
     """
 
     running: int
     waiting: int
     slots: int
     cache_used: float | None = None
+    prompt_tokens: float | None = None
+    generated_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ _CACHE_USED: Final = frozenset(
     {"llamacpp:kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"}
 )
 
+_PROMPT_TOKENS: Final = frozenset({"llamacpp:prompt_tokens_total", "vllm:prompt_tokens_total"})
+_GENERATED_TOKENS: Final = frozenset({"llamacpp:tokens_predicted_total", "vllm:generation_tokens_total"})
+
 
 class EngineClient:
     """Asks one engine. Entered and left like a file; ``address`` has the key that goes with every request."""
@@ -105,6 +108,8 @@ def read_load(metrics: str, slots: int) -> EngineLoad | None:
     """The load in a Prometheus text; None if it has no such figures or is none."""
     running = waiting = None
     used: list[float] = []
+    prompts: list[float] = []
+    generated: list[float] = []
     try:
         for family in text_string_to_metric_families(metrics):
             for sample in family.samples:
@@ -114,11 +119,18 @@ def read_load(metrics: str, slots: int) -> EngineLoad | None:
                     waiting = (waiting or 0) + int(sample.value)
                 elif sample.name in _CACHE_USED and math.isfinite(sample.value):
                     used.append(sample.value)
+                elif sample.name in _PROMPT_TOKENS:
+                    prompts.append(sample.value)
+                elif sample.name in _GENERATED_TOKENS:
+                    generated.append(sample.value)
     except (ValueError, OverflowError):
         return None
     # Of several engines behind one address, the fullest turns requests away first.
     fullest = max(used, default=None)
-    return None if running is None else EngineLoad(running, waiting or 0, slots, fullest)
+    if running is None:
+        return None
+    read, written = (sum(counts) if counts else None for counts in (prompts, generated))
+    return EngineLoad(running, waiting or 0, slots, fullest, read, written)
 
 
 def _canary_request(facts: ModelFacts, task: ModelTask) -> tuple[str, Mapping[str, Any]]:

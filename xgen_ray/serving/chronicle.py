@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from xgen_ray.console import EventKind, EventReport
 from xgen_ray.placement import Exclusion, model_key
+from xgen_ray.placement.types import Backend
 from xgen_ray.schema import FailureReport, Phase
 from xgen_ray.serving.state import ControlState, Model
 from xgen_ray.serving.supply import node_words
@@ -65,6 +66,7 @@ class _Happening:
     model: str | None = None
     node: str | None = None
     failure: FailureReport | None = None
+    backend: Backend | None = None
 
     def report(self, number: str, at: float) -> EventReport:
         failure = self.failure
@@ -78,7 +80,7 @@ class _Happening:
             message=self.message,
             model=self.model,
             node=self.node if failure is None else failure.node,
-            backend=failure.backend if failure is not None else None,
+            backend=failure.backend if failure is not None else self.backend,
             failure=failure,
         )
 
@@ -120,6 +122,7 @@ def _lessons(before: ControlState, after: ControlState) -> Iterator[_Happening]:
                 "warning",
                 f"{one.backend} is left out on {one.node_kind} from now on: {one.reason}",
                 model=names.get(one.model),
+                backend=one.backend,
             )
     for one in before.exclusions:
         if one not in after.exclusions:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from xgen_ray import __version__
 from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
@@ -23,6 +23,7 @@ from xgen_ray.schema import (
     PlanReport,
     ScaleRequest,
     StatusReport,
+    TargetGroup,
 )
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.fleet_reports import (
@@ -36,6 +37,9 @@ from xgen_ray.serving.history import History
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings
 from xgen_ray.serving.memory_history import MemoryHistory
+from xgen_ray.serving.metrics.rows import Sample
+from xgen_ray.serving.metrics.samples import control_samples
+from xgen_ray.serving.nodes import metrics_targets
 from xgen_ray.serving.placing import dry_run
 from xgen_ray.serving.reports import model_status, plan_report
 from xgen_ray.serving.state import (
@@ -221,6 +225,14 @@ class Control:
     async def figures(self, since: float) -> FiguresReport:
         """What went through the routers in the last hour."""
         return self._history.figures(since, time.time())
+
+    async def samples(self) -> Iterable[Sample]:
+        """What control adds to the metrics."""
+        return control_samples(self._loop.state, self._loop.counts)
+
+    async def metrics_targets(self) -> tuple[TargetGroup, ...]:
+        """Where Prometheus finds the metrics of every node that serves them."""
+        return await metrics_targets()
 
     async def next_table(self, known: tuple[str, int], report: RouterReport) -> RoutingTable:
         """The table, as soon as it is another than ``known``, at the latest after TABLE_POLL_S.

@@ -3,11 +3,13 @@
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
 from xgen_ray.schema import NO_HINTS, Endpoint, Outcome, Phase, RequestHints, ServedModel
+from xgen_ray.serving.metrics.rows import Sample
+from xgen_ray.serving.metrics.samples import router_samples
 from xgen_ray.serving.routing import Balancer
 from xgen_ray.serving.table import Route, RoutedEngine, RoutingTable
 from xgen_ray.serving.traffic import RouterReport, Stream, Traffic, served_as
@@ -96,6 +98,10 @@ class TableDispatcher:
             time.monotonic(),
         )
         return replace(told, paces=self._balancer.paces())
+
+    def samples(self) -> Iterator[Sample]:
+        """What this router adds to the metrics, once every time. For one caller."""
+        return router_samples(self.report(), self._traffic.fresh())
 
     def _last_used(self) -> Mapping[str, float]:
         """When each model, or pool of it, was last asked or last answered here, in Unix seconds: now, while

@@ -16,6 +16,7 @@ from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.chronicle import Chronicle, note
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.machine import step
+from xgen_ray.serving.metrics.samples import FleetEvents
 from xgen_ray.serving.registry import Registry
 from xgen_ray.serving.state import (
     Answer,
@@ -71,6 +72,7 @@ class ControlLoop:
         make_hands: Callable[[Callable[[Event], None]], Hands],
     ) -> None:
         self.state = ControlState()
+        self.counts = FleetEvents()
         self.table_changed = asyncio.Event()
         self.chronicle = Chronicle()
         self.steps = 0
@@ -157,6 +159,7 @@ class ControlLoop:
                 await self._carry_out(effect)
             if self.chronicle.told != chronicle.told:
                 new = self.chronicle.events[: self.chronicle.told - chronicle.told]
+                self.counts.count(new)
                 await asyncio.to_thread(self._registry.add_events, new)
 
     def _judge(self, event: Event) -> tuple[ControlState, tuple[Effect, ...]]:
@@ -228,6 +231,6 @@ def _log_transitions(before: ControlState, after: ControlState) -> None:
     for name, model in after.models.items():
         old = before.models.get(name)
         if old is None or old.phase is not model.phase:
-            logger.info("model=%s phase=%s reason=%s", name, model.phase.value, model.reason)
+            logger.info("model changed: model=%s phase=%s reason=%s", name, model.phase.value, model.reason)
     for name in before.models.keys() - after.models.keys():
-        logger.info("model=%s phase=gone", name)
+        logger.info("model gone: model=%s", name)

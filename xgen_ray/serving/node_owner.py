@@ -307,7 +307,7 @@ class NodeOwner:
                 lease.holder,
                 lease.released,
             ):
-                logger.info("lease %s: lease=%s holder=%s", lease.state, lease_id, lease.holder)
+                logger.info("lease changed: lease=%s state=%s holder=%s", lease_id, lease.state, lease.holder)
         for lease_id in before.keys() - book.leases.keys():
             logger.info("lease ended: lease=%s", lease_id)
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from xgen_ray.errors import NotReady
 from xgen_ray.models.shelf import Shelf
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.types import Backend, Plan
+from xgen_ray.schema import TargetGroup
 from xgen_ray.serving.fetches import FetchState
 from xgen_ray.serving.leases import NoLease
 from xgen_ray.serving.node_state import NAME_LABEL, LeaseFacts, NodeIdentity, NodeState, without_leases
@@ -258,6 +259,24 @@ def _cluster_nodes() -> tuple[tuple[NodeIdentity, ...], frozenset[str]]:
     nodes = list_nodes()
     alive = tuple(_identity(node) for node in nodes if node["Alive"])
     return alive, frozenset(node["NodeID"] for node in nodes if not node["Alive"])
+
+
+async def metrics_targets() -> tuple[TargetGroup, ...]:
+    """The nodes that serve metrics, as Prometheus wants to be told of them."""
+    list_nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
+    return targets_of(await asyncio.to_thread(list_nodes))
+
+
+def targets_of(nodes: Iterable[Mapping[str, Any]]) -> tuple[TargetGroup, ...]:
+    """Of nodes as Ray lists them, those that are alive and serve metrics."""
+    return tuple(
+        TargetGroup(
+            targets=(f"{_identity(node).host}:{node['MetricsExportPort']}",),
+            labels={"job": "xgen-ray", "xgen_node": _identity(node).name},
+        )
+        for node in nodes
+        if node["Alive"] and node.get("MetricsExportPort", 0) > 0
+    )
 
 
 def _identity(node: Mapping[str, Any]) -> NodeIdentity:

@@ -17,9 +17,12 @@ from xgen_ray.errors import NotReady, XgenRayError
 from xgen_ray.placement import RAM, Observation, observe
 from xgen_ray.schema import FailureReport, Progress, ReplicaStatus
 from xgen_ray.serving.leases import Lease, NoLease
+from xgen_ray.serving.metrics.rows import Sample
+from xgen_ray.serving.metrics.samples import engine_samples
 from xgen_ray.serving.node_state import Settled
 from xgen_ray.serving.owner_link import OwnerLink
 from xgen_ray.serving.state import Replica
+from xgen_ray.serving.traffic import served_as
 from xgen_ray.serving.vitals import end_of_life, report_of, report_of_start
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class EngineReplica:
         self._adapter: EngineAdapter | None = None
         self._address: EngineAddress | None = None
         self._doubted = asyncio.Event()
+        self._loaded_in_s: float | None = None
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     def check_health(self) -> None:
@@ -102,6 +106,20 @@ class EngineReplica:
             return self._replica_id, (), after
         lines, position = self._adapter.logs().read(after, limit)
         return self._replica_id, lines, position
+
+    async def samples(self) -> tuple[Sample, ...]:
+        """What this engine adds to the metrics. For one caller."""
+        adapter, spec = self._adapter, self._spec
+        if adapter is None:
+            return ()
+        backend, samples = adapter.backend.value, []
+        if self._loaded_in_s is not None:
+            labels = (served_as(spec.model), backend, spec.node)
+            samples.append(Sample("xgen_load_seconds", labels, self._loaded_in_s))
+            self._loaded_in_s = None
+        if (load := (await adapter.status()).load) is not None:
+            samples += engine_samples(spec.model, backend, spec.node, self._replica_id, load)
+        return tuple(samples)
 
     async def doubt(self, replica_ids: frozenset[str]) -> None:
         """A router's requests have failed on these replicas."""
@@ -138,6 +156,7 @@ class EngineReplica:
             return
         finally:
             reporter.cancel()
+        self._loaded_in_s = time.time() - self._since
         self._address, self._state, self._since = address, "ready", time.time()
         await self._report(await self.describe())
         await self._tell_what_it_took(lease, (await adapter.status()).pid)

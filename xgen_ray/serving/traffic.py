@@ -7,6 +7,7 @@ first time knows by ``RouterReport.started`` whether it has missed some of it.
 import time
 import uuid
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ OUTCOMES: Final = tuple(Outcome)
 _RANK: Final = {outcome: rank for rank, outcome in enumerate(OUTCOMES)}
 # Totals of what is not served any more are kept for so long after the last request.
 KEPT_S: Final = 600.0
+# Of the times that nobody has fetched, only the newest are of use.
+_FRESH: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +88,24 @@ class RouterReport:
 
 
 class _Histogram:
-    __slots__ = ("_bounds", "counts", "sum_s")
+    __slots__ = ("_bounds", "counts", "fresh", "sum_s")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum_s = 0.0
+        self.fresh: deque[float] = deque(maxlen=_FRESH)
 
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(self._bounds, seconds)] += 1
         self.sum_s += seconds
+        self.fresh.append(seconds)
+
+    def take_fresh(self) -> tuple[float, ...]:
+        """Those since the last call."""
+        taken = tuple(self.fresh)
+        self.fresh.clear()
+        return taken
 
     def read(self) -> Times:
         return Times(tuple(self.counts), self.sum_s)
@@ -190,6 +201,11 @@ class Traffic:
             tuple(_totals(tally, in_flight.get(stream, 0)) for stream, tally in self._tallies.items()),
             dict(self._waiting),
         )
+
+    def fresh(self) -> Iterator[tuple[Stream, tuple[float, ...], tuple[float, ...]]]:
+        """For each stream the times to the first token, and between two, seen since the last call."""
+        for stream, tally in self._tallies.items():
+            yield stream, tally.first.take_fresh(), tally.between.take_fresh()
 
     def _tally(self, stream: Stream) -> _Tally:
         tally = self._tallies.get(stream)

@@ -1,0 +1,116 @@
+"""What the documents take from the code is what the code says now, and what they refer to exists."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from xgen_ray.cli.app import app
+from xgen_ray.process.types import FailureClass
+from xgen_ray.serving.registry import Registry
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), REPOSITORY / "README.md", REPOSITORY / "README.ko.md"]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"documents_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}
+
+
+def test_what_is_made_from_the_code_is_up_to_date() -> None:
+    for path, text in load(DOCS / "generate.py").documents().items():
+        assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
+
+
+def test_every_class_of_failure_that_ends_an_engine_has_its_section() -> None:
+    told = anchors(DOCS / "troubleshooting.md")
+    # One that was told to stop has not failed.
+    assert {failure.value for failure in FailureClass} - told == {"stopped"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), target
+        if anchor:
+            assert anchor in anchors(other), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_ours_exist_with_their_options(page: Path) -> None:
+    program = typer.main.get_command(app)
+    assert isinstance(program, TyperGroup)
+    for line in re.findall(r"xgen-ray ([a-z][^`\n]*)", page.read_text()):
+        words = re.split(r"\s{2,}|[;|#]", line)[0].split()
+        name = words[0].rstrip(".,:")
+        if name not in program.commands:
+            # Prose, such as "an xgen-ray cluster".
+            assert "--" not in line, line
+            continue
+        known = {
+            option for one in program.commands[name].params for option in (*one.opts, *one.secondary_opts)
+        }
+        for word in words[1:]:
+            option = word.rstrip(".,:)").partition("=")[0]
+            if re.fullmatch(r"--[a-z][a-z-]*", option) and option != "--help":
+                assert option in known, f"xgen-ray {name} has no {option}"
+
+
+def runnable() -> list[str]:
+    """The commands of blocks that are marked to be run."""
+    blocks = [
+        block
+        for page in sorted(DOCS.glob("*.md"))
+        for block in re.findall(r"<!-- run -->\n```\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    return [line for block in blocks for line in block.strip().splitlines()]
+
+
+@pytest.mark.parametrize("line", runnable())
+def test_commands_that_need_nothing_do_what_they_say(line: str, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models.db")
+    try:
+        bin_dir = Path(sys.executable).parent
+        environment = {**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        registry.close()
+    if "backup.db" in line:
+        copy = Registry(tmp_path / "backup.db")
+        assert copy.records() == ((), ())
+        copy.close()
+
+
+def test_the_korean_readme_has_the_commands_of_the_english_one() -> None:
+    english, korean = ((REPOSITORY / name).read_text() for name in ("README.md", "README.ko.md"))
+    for block in re.findall(r"```\n(.*?)```", korean, re.DOTALL):
+        assert block in english
+    for command in re.findall(r"`(xgen-ray [^`]+)`", korean):
+        assert command in english, command

@@ -1,0 +1,166 @@
+"""A real Prometheus, started by the committed script, scrapes the stack: panels and rules get data."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.cluster_configs.monitoring import (
+    FOLDER,
+    PROGRAMS,
+    names_in,
+    needs_prometheus,
+    panels,
+    rules,
+)
+from tests.e2e.conftest import CHAT
+from tests.stack import Stack, wait_until
+from xgen_ray.process import free_port
+from xgen_ray.serving.metrics.rows import METRICS
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.engine,
+    pytest.mark.timeout(300),
+    needs_prometheus(),
+    pytest.mark.skipif(shutil.which("sh") is None, reason="there is no sh"),
+]
+
+SOON_S = 90.0
+# No card here; this build of llama-server does not tell; and nothing need have failed in this stack.
+GPUS = {name for metric in METRICS for name in metric.series if name.startswith("ray_xgen_gpu_")}
+MAY_BE_EMPTY = GPUS | {
+    "ray_xgen_engine_cache_ratio",
+    "ray_xgen_failures_total",
+    "ray_xgen_demotions_total",
+}
+
+
+class Prometheus:
+    def __init__(self, port: int) -> None:
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False, timeout=10)
+
+    def get(self, path: str, **parameters: str) -> Any:
+        answer = self._http.get(path, params=parameters).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
+        return result
+
+    def up(self) -> bool:
+        try:
+            return bool(self.query('up{job="xgen-ray"} == 1'))
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Scraping the stack, with two streams between two scrapes."""
+    data, port = tmp_path_factory.mktemp("monitoring"), free_port()
+    environment = {
+        **os.environ,
+        "PATH": f"{PROGRAMS / 'bin'}:{os.environ['PATH']}",
+        "XGEN_RAY_URL": stack.url,
+        "PROMETHEUS_PORT": str(port),
+        "SCRAPE_INTERVAL": "1s",
+    }
+    log = (data / "log").open("w+")
+    process = subprocess.Popen(
+        ["sh", str(FOLDER / "start.sh"), str(data)], env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
+    made = Prometheus(port)
+    try:
+        wait_until(made.up, SOON_S, "a target is up")
+        counted = 'sum(ray_xgen_requests_total{model="' + CHAT + '",outcome="ok"})'
+        stream(stack)
+        wait_until(lambda: made.query(counted), SOON_S, "requests are counted")
+        before = float(made.query(counted)[0]["value"][1])
+        stream(stack)
+        wait_until(lambda: float(made.query(counted)[0]["value"][1]) > before, SOON_S, "one more is counted")
+        yield made
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        log.seek(0)
+        print(log.read())
+        log.close()
+
+
+def stream(stack: Stack) -> None:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+        asked: Any = [{"role": "user", "content": "Count to five."}]
+        for _ in client.chat.completions.create(model=CHAT, messages=asked, max_tokens=12, stream=True):
+            pass
+
+
+def test_every_panel_has_data(prometheus: Prometheus) -> None:
+    empty = {
+        where: expression
+        for where, expression in panels()
+        if not names_in(expression) & MAY_BE_EMPTY and not prometheus.query(expression)
+    }
+    assert empty == {}
+    for _, expression in panels():
+        prometheus.query(expression)
+
+
+def test_every_rule_is_evaluated_on_series_that_exist(prometheus: Prometheus) -> None:
+    (group,) = prometheus.get("rules")["groups"]
+    assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in rules()]
+    wait_until(
+        lambda: all(rule["health"] == "ok" for rule in prometheus.get("rules")["groups"][0]["rules"]),
+        SOON_S,
+        "every rule is evaluated",
+    )
+    for rule in rules():
+        for name in names_in(rule["expr"]) - MAY_BE_EMPTY:
+            assert prometheus.query(name), f"{rule['alert']}: {name}"
+    alerts = prometheus.get("alerts")["alerts"]
+    firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+    assert not firing & {"XgenRayNoMetrics", "XgenRayModelNotServed", "XgenRayRequestsFail"}
+
+
+def test_series_carry_their_node_model_and_backend(stack: Stack, prometheus: Prometheus) -> None:
+    (node,) = stack.management("GET", "nodes").json()["nodes"]
+    (engine,) = prometheus.query(f'ray_xgen_engine_slots{{model="{CHAT}"}}')
+    labels = engine["metric"]
+    assert labels["node"] == labels["xgen_node"] == node["node"]
+    assert labels["backend"] == labels["pool"] == "llama-server-cpu"
+    assert int(engine["value"][1]) == 4
+    (memory,) = prometheus.query("ray_xgen_node_memory_bytes")
+    assert int(float(memory["value"][1])) == node["memory_total_bytes"]
+    # The engine's own counters are under our names.
+    (written,) = prometheus.query(f'ray_xgen_engine_generated_tokens_total{{model="{CHAT}"}}')
+    assert float(written["value"][1]) >= 2
+    (router,) = prometheus.query(
+        f'sum by (pool, backend) (ray_xgen_first_token_seconds_count{{model="{CHAT}"}})'
+    )
+    assert router["metric"] == {"pool": "llama-server-cpu", "backend": "llama-server-cpu"}
+    assert float(router["value"][1]) >= 2
+
+
+def test_the_page_has_the_same_figures(stack: Stack, prometheus: Prometheus) -> None:
+    figures = stack.management("GET", "figures").json()
+    (stream,) = [one for one in figures["streams"] if one["model"] == CHAT and one["backend"]]
+    assert stream["ended"]["ok"] >= 2
+    assert stream["tokens"] > 0
+    assert any(point["first_p50_s"] for point in figures["models"][CHAT])
+
+
+def test_metrics_are_served_on_loopback_only(prometheus: Prometheus) -> None:
+    (target,) = prometheus.get("targets")["activeTargets"]
+    port = int(target["labels"]["instance"].rpartition(":")[2])
+    listening = [one.laddr for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    addresses = {place.ip for place in listening if place and place.port == port}
+    assert addresses <= {"127.0.0.1", "::1"}
+    assert addresses
