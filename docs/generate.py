@@ -122,7 +122,9 @@ def _fields(model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
             default = "none"
         else:
             default = f"`{field.default}`"
-        yield f"`{name}`", _type_of(properties[name]), default, field.description or ""
+        if not field.description:
+            raise ValueError(f"{model.__name__}.{name} has no description")
+        yield f"`{name}`", _type_of(properties[name]), default, field.description
 
 
 def _type_of(schema: Mapping[str, Any]) -> str:
@@ -136,11 +138,11 @@ def _type_of(schema: Mapping[str, Any]) -> str:
     kind = str(schema.get("type", "any"))
     if kind == "array":
         return f"list of {_type_of(schema.get('items', {}))}"
-    low = schema.get("minimum", schema.get("exclusiveMinimum"))
-    high = schema.get("maximum")
-    if low is not None or high is not None:
-        kind += f" {low if low is not None else ''}..{high if high is not None else ''}"
-    return kind
+    low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    if low is not None and high is not None:
+        return f"{kind} {low}..{high}"
+    bounds = ((" from", low), (" above", above), (" up to", high))
+    return kind + ",".join(f"{word} {value}" for word, value in bounds if value is not None)
 
 
 def api() -> str:

@@ -32,12 +32,16 @@ class Scaling(Wire):
     """
 
     min_replicas: int = Field(1, ge=0, le=64, description="With 0 a model that nobody uses sleeps.")
-    max_replicas: int = Field(1, ge=1, le=64)
+    max_replicas: int = Field(1, ge=1, le=64, description="Never more, however much is asked.")
     target_ongoing_requests: float | None = Field(
         None, gt=0, le=4096, description="For each replica; by default as many as it computes at once."
     )
-    upscale_delay_s: float = Field(5.0, ge=0, le=3600)
-    downscale_delay_s: float = Field(60.0, ge=0, le=86_400)
+    upscale_delay_s: float = Field(
+        5.0, ge=0, le=3600, description="For so long the load must ask for more before there are more."
+    )
+    downscale_delay_s: float = Field(
+        60.0, ge=0, le=86_400, description="For so long it must ask for fewer before there are fewer."
+    )
     keep_warm: int = Field(
         0, ge=0, le=64, description="So many more than the load needs while the model is in use."
     )
@@ -64,7 +68,9 @@ class LoadRequest(Wire):
     model: str = Field(
         min_length=1, max_length=1024, description="A path, hf:org/name or hf:org/name:file.gguf"
     )
-    name: str | None = Field(None, pattern=NAME_PATTERN)
+    name: str | None = Field(
+        None, pattern=NAME_PATTERN, description="What clients ask for; else made from the file's name."
+    )
     pool: str | None = Field(
         None,
         pattern=POOL_PATTERN,
@@ -79,7 +85,7 @@ class LoadRequest(Wire):
         "never", description="What may be unloaded when there is no room: models that nobody uses."
     )
     pinned: bool = Field(False, description="Nobody else's load may unload it or put it to sleep for room.")
-    options: EngineOptions = EngineOptions()
+    options: EngineOptions = Field(EngineOptions(), description="How the engine is to run it.")
 
     @property
     def loaded_as(self) -> str:

@@ -83,7 +83,9 @@ class Settings(BaseModel):
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Further host names by which a server without keys may be addressed."
     )
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Web pages of other origins that may call the API, such as https://chat.example."
+    )
 
 
 class NodeTypeSettings(BaseModel):
@@ -113,8 +115,14 @@ class ControlSettings(Settings):
     model_dirs: tuple[UserPath, ...] = Field(
         (), description="The only directories that local model paths may lie in."
     )
-    state_dir: UserPath = Field(default_factory=lambda: xdg_dir("XDG_STATE_HOME", ".local/state"))
-    cache_dir: UserPath = Field(default_factory=lambda: xdg_dir("XDG_CACHE_HOME", ".cache"))
+    state_dir: UserPath = Field(
+        default_factory=lambda: xdg_dir("XDG_STATE_HOME", ".local/state"),
+        description="Where the registry of models is kept.",
+    )
+    cache_dir: UserPath = Field(
+        default_factory=lambda: xdg_dir("XDG_CACHE_HOME", ".cache"),
+        description="Where downloads are kept, on each node.",
+    )
     backend_commands: Mapping[Backend, tuple[str, ...]] = Field(
         default_factory=dict, description="Commands of engines that are not to be searched for on PATH."
     )
@@ -142,7 +150,7 @@ class ControlSettings(Settings):
 class RouterSettings(Settings):
     """Arguments of the router application."""
 
-    replicas: PositiveInt = 1
+    replicas: PositiveInt = Field(1, description="Routers, all on the head.")
     wait_s: PositiveFloat = Field(60.0, description="How long a request waits for a model that is loading.")
     otlp_endpoint: str | None = Field(
         None,

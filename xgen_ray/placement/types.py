@@ -109,24 +109,34 @@ class EngineOptions(BaseModel):
     context: int | None = Field(None, ge=1, description="Context length of one request, in tokens.")
     slots: int | None = Field(None, ge=1, le=1024, description="Requests served at the same time.")
     gpus: tuple[int | str, ...] | None = Field(None, description="GPU indices or UUIDs; empty: the CPU.")
-    split_mode: Literal["none", "layer", "row", "tensor"] | None = None
-    main_gpu: int | None = Field(None, ge=0)
+    split_mode: Literal["none", "layer", "row", "tensor"] | None = Field(
+        None, description="How llama-server spreads a model over several GPUs."
+    )
+    main_gpu: int | None = Field(
+        None, ge=0, description="Of the GPUs given, the one for what is not spread, by its place."
+    )
     gpu_layers: int | None = Field(None, ge=0, description="Layers kept on the GPU; else all.")
     batch: int | None = Field(None, ge=1, description="Logical batch size, in tokens.")
     ubatch: int | None = Field(None, ge=1, description="Physical batch size, in tokens.")
-    threads: int | None = Field(None, ge=1)
-    flash_attention: bool | None = None
+    threads: int | None = Field(None, ge=1, description="Processor threads that compute.")
+    flash_attention: bool | None = Field(
+        None, description="Attention in one fused kernel; else as is stable on this backend."
+    )
     fit: bool | None = Field(None, description="Let llama-server shrink what does not fit.")
     memory_lock: bool | None = Field(None, description="Keep the model in RAM, never swapped.")
-    kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = Field(
+        None, description="What llama-server keeps its cache in: less memory for less precision."
+    )
     chat_template: str | None = Field(None, description="Jinja, instead of the model's own.")
-    tensor_parallel_size: int | None = Field(None, ge=1)
+    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs that vLLM cuts each layer over.")
     pipeline_parallel_size: int | None = Field(
         None,
         ge=1,
         description="GPUs in a row, each with a part of the layers; times the tensor parallel size.",
     )
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="The part of a GPU's memory that vLLM takes for itself."
+    )
     dtype: str | None = Field(
         None, pattern=_WORD, description="What vLLM computes in, such as bfloat16; else as the model says."
     )
