@@ -183,7 +183,8 @@ class FailureReport(Wire):
 
 class ReplicaStatus(Wire):
     """One engine. ``pid`` is the engine's own process, ``url`` where it listens (for the router
-    only); ``running`` and ``waiting`` are the requests it had when it was last asked, at ``load_at``.
+    only); ``running`` and ``waiting`` are the requests it had when it was last asked, at ``load_at``, and
+    ``cache_used`` is the part of its cache that was in use, from 0 to 1, where it tells.
     """
 
     replica_id: str
@@ -194,6 +195,7 @@ class ReplicaStatus(Wire):
     since: float
     running: int | None = None
     waiting: int | None = None
+    cache_used: float | None = None
     load_at: float | None = None
     progress: Progress | None = None
 

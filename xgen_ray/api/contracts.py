@@ -98,7 +98,9 @@ class ControlPlane(Protocol):
         """How full every memory was in the last hour."""
 
     async def local_models(self) -> LocalModelsReport:
-        """The models that lie under the model directories of the nodes that answer."""
+        """The models that lie under the nodes' model directories; of a node that gives no answer, that it
+        gives none.
+        """
 
     async def events(self) -> EventsReport:
         """What has happened lately. Cheap."""

@@ -17,6 +17,7 @@ from xgen_ray.serving.state import Fleet
 # A node that has just joined answers once it has tried its engines, which takes seconds.
 JOINING_PATIENCE_S: Final = 30.0
 LOOK_AGAIN_S: Final = 0.5
+OWNERS_START_S: Final = 1.0
 
 
 class FleetReader:
@@ -74,16 +75,18 @@ class FleetReader:
             raise
 
     async def shelves(self) -> Mapping[str, Shelf]:
-        """What lies in the model directories, by node; of those that answer."""
-        there = [state.node for state in (await self.seen()).states]
-        answers = await asyncio.gather(*(self._shelf(node.node_id) for node in there))
-        return {node.name: answer for node, answer in zip(there, answers, strict=True) if answer is not None}
+        """What lies in the model directories of every node, by its name."""
+        # Owners that are missing are started; their engines need not have been tried for this.
+        await self._nodes.look(OWNERS_START_S)
+        alive = await self._nodes.alive()
+        answers = await asyncio.gather(*(self._shelf(node_id) for node_id in alive))
+        return dict(zip(alive.values(), answers, strict=True))
 
-    async def _shelf(self, node_id: str) -> Shelf | None:
+    async def _shelf(self, node_id: str) -> Shelf:
         try:
             return await self._nodes.shelf(node_id)
-        except XgenRayError:
-            return None
+        except XgenRayError as error:
+            return Shelf((), (f"not looked at yet: {error.message}",))
 
     async def look(
         self, model: str, on_progress: Callable[[Progress], None] | None = None

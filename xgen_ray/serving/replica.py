@@ -94,6 +94,7 @@ class EngineReplica:
                 since=self._since,
                 running=load.running if load else None,
                 waiting=load.waiting if load else None,
+                cache_used=load.cache_used if load else None,
                 load_at=time.time() if load else None,
                 progress=self._latest if address is None else None,
             ),

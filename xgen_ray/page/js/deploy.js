@@ -6,6 +6,8 @@ import { change, notify, state } from "./state.js";
 import { t } from "./text.js";
 
 const TYPING_MS = 350;
+const LOOK_AGAIN_MS = 2000;
+const LOOKS = 30;
 
 // What is wrong in the form itself: the server never sees it.
 const TYPES = {
@@ -41,10 +43,21 @@ export async function openDeploy() {
     change((s) => {
       if (s.deploy !== form) return;
       form.known = { options, local, gpus };
-      if (!local.models.length) form.source = "hub";
+      if (!local.models.length && !local.incomplete.length) form.source = "hub";
     });
+    await lookAgain(form);
   } catch (error) {
     change(() => (form.error = error.message));
+  }
+}
+
+// A node that has just started answers soon.
+async function lookAgain(form) {
+  for (let tries = 0; tries < LOOKS && form.known?.local.incomplete.length; tries += 1) {
+    await new Promise((done) => setTimeout(done, LOOK_AGAIN_MS));
+    if (state.deploy !== form) return;
+    const [local, gpus] = await Promise.all([ask("local-models"), ask("gpus")]);
+    change(() => Object.assign(form.known, { local, gpus }));
   }
 }
 

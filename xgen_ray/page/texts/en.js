@@ -78,6 +78,7 @@ export default {
   "figure.tokens": "Tokens/s",
   "figure.first": "First token",
   "figure.queue": "Running, waiting",
+  "figure.cache": "Cache in use",
   "figure.queue.value": "{running} · {waiting}",
 
   "model.gone": "Not loaded",

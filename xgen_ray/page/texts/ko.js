@@ -78,6 +78,7 @@ export default {
   "figure.tokens": "토큰/초",
   "figure.first": "첫 토큰",
   "figure.queue": "처리 중, 대기 중",
+  "figure.cache": "캐시 사용",
   "figure.queue.value": "{running} · {waiting}",
 
   "model.gone": "로드되지 않음",

@@ -3,7 +3,7 @@
 import { openDeploy } from "../deploy.js";
 import { mayManage } from "../feed.js";
 import { lately } from "../figures.js";
-import { NONE, number, perSecond, seconds } from "../format.js";
+import { NONE, number, percent, perSecond, seconds } from "../format.js";
 import { html, nothing, repeat } from "../lit.js";
 import { empty, page, phase, progress } from "../parts.js";
 import { address } from "../route.js";
@@ -58,10 +58,17 @@ export function figures(one) {
     [t("figure.tokens"), now ? perSecond(now.tokens) : NONE],
     [t("figure.first"), now ? seconds(now.first) : NONE],
     [t("figure.queue"), queue(one, now)],
+    ...cache(one),
   ];
   return html`<dl class="figures">
     ${rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
   </dl>`;
+}
+
+// The fullest cache, where engines tell: it is the one that makes requests wait.
+function cache(one) {
+  const known = one.replicas.map((replica) => replica.cache_used).filter((used) => used !== null);
+  return known.length ? [[t("figure.cache"), percent(100 * Math.max(...known))]] : [];
 }
 
 // What engines say of themselves and what waits in routers for one.
