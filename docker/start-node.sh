@@ -10,10 +10,14 @@
 # makes, on the volume that keeps /var/lib/xgen-ray.
 set -eu
 
+# Ray opens a connection to every worker of the cluster, HAProxy one to every client.
+# shellcheck disable=SC3045  # Debian's and Ubuntu's sh has -S
+ulimit -S -n 65536 2>/dev/null || true
+
 case "${1:-}" in
 head)
     shift
-    address=$(hostname -i)
+    address=$(hostname -I)
     exec xgen-ray node --head --block --node-ip-address "${address%% *}" "$@"
     ;;
 worker)

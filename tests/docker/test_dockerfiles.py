@@ -63,7 +63,7 @@ def test_the_last_step_checks_the_image_as_its_user(name: str) -> None:
     assert last.instructions[-1].name == "RUN"
     assert f"check-image.sh {name.removeprefix('Dockerfile.')}" in last.instructions[-1].value
     users = last.all("USER")
-    assert users[-1] == "10001:10001"
+    assert users[-1] == "10001"
     assert last.index("USER", "^10001") < last.index("RUN", "check-image")
 
 
@@ -73,7 +73,7 @@ def test_a_node_is_started_by_one_entry_point_and_says_how_it_is() -> None:
     assert node.all("CMD") == ['["head"]']
     (check,) = node.all("HEALTHCHECK")
     assert check.endswith('CMD ["node-healthy"]')
-    assert node.all("USER") == ["10001:10001"]
+    assert node.all("USER") == ["10001"]
     labels = " ".join(node.all("LABEL"))
     for label in ("title", "description", "licenses", "source", "version", "revision"):
         assert f"org.opencontainers.image.{label}=" in labels
@@ -96,7 +96,7 @@ def test_downloads_are_cached_and_leave_nothing_in_the_image(name: str) -> None:
                 assert "--mount=type=cache,target=/root/.cache/ccache" in run
                 assert "--mount=type=bind,from=llama-source,target=/llama.cpp" in run
             if (
-                re.search(r"pip install(?! --no-cache-dir --no-index)", run)
+                re.search(r"(?<!uv )pip install(?! --no-cache-dir --no-index)", run)
                 and "--no-build-isolation" not in run
             ):
                 assert "--mount=type=cache,target=/root/.cache/pip" in run
@@ -152,6 +152,8 @@ def test_vllm_has_an_environment_of_its_own(name: str) -> None:
     file = read(name)
     for stage in file.stages.values():
         for run in stage.all("RUN"):
+            if "/opt/uv/bin/uv pip install" in run and "--no-deps" not in run:
+                assert "--mount=type=cache,target=/root/.cache/uv" in run
             if re.search(r'install .*"vllm==', run):
                 assert "--python /opt/vllm/bin/python" in run
     assert "/opt/vllm /opt/vllm" in " ".join(file.last.all("COPY"))
