@@ -58,7 +58,7 @@ class Builder:
         storage = ["--root", str(self.folder / "storage"), "--runroot", str(self.folder / "run")]
         return ["buildah", "--storage-driver", "overlay", *storage, *words]
 
-    def buildah(self, *words: str, timeout: float = 600) -> str:
+    def buildah(self, *words: str, timeout: float = 1200) -> str:
         done = subprocess.run(
             self.command(*words),
             capture_output=True,
@@ -98,7 +98,7 @@ class Builder:
         arguments: Mapping[str, str] | None = None,
         contexts: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
-        timeout: float = 600,
+        timeout: float = 1200,
     ) -> str:
         """The name of the image made of one stage."""
         name = f"localhost/{target}"

@@ -10,7 +10,7 @@ from tests.images.fleet import Fleet, started
 from tests.namespaces import Namespaces
 from xgen_ray import __version__
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
