@@ -47,6 +47,9 @@ class Prometheus:
     def __init__(self, port: int) -> None:
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False, timeout=10)
 
+    def close(self) -> None:
+        self._http.close()
+
     def get(self, path: str, **parameters: str) -> Any:
         answer = self._http.get(path, params=parameters).json()
         assert answer["status"] == "success", answer
@@ -89,6 +92,7 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         wait_until(lambda: float(made.query(counted)[0]["value"][1]) > before, SOON_S, "one more is counted")
         yield made
     finally:
+        made.close()
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         log.seek(0)
