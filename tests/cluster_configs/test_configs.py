@@ -24,10 +24,11 @@ from xgen_ray.cli.app import app
 from xgen_ray.hardware.types import GPUType
 from xgen_ray.placement.tags import CPU_NODE, LABEL_PREFIX
 from xgen_ray.placement.types import Backend
+from xgen_ray.serve_config import read_serve_config
 from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSettings, Settings
 
 CONFIGS = Path(__file__).parents[2] / "cluster_configs"
-SERVE = ["one-machine.yaml", "static-fleet.yaml"]
+SERVE = ["one-machine.yaml", "static-fleet.yaml", "mixed-fleet.yaml"]
 UNITS = ["xgen-ray-head.service", "xgen-ray-node.service"]
 ON_PREMISES = "ray-up-on-premises.yaml"
 CLOUD = "ray-up-aws.yaml"
@@ -63,6 +64,11 @@ def test_ray_serve_takes_the_config_and_we_take_the_arguments(name: str) -> None
     assert {application.name for application in config.applications} == set(ARGUMENTS)
     for application in config.applications:
         ARGUMENTS[application.name].model_validate(application.args)
+
+
+@pytest.mark.parametrize("name", SERVE)
+def test_our_own_check_takes_it_too(name: str) -> None:
+    assert read_serve_config(CONFIGS / name, ServeDeploySchema).control is not None
 
 
 @pytest.mark.parametrize("name", SERVE)

@@ -16,7 +16,7 @@ from ray.scripts.scripts import start as ray_start_program
 
 from deployments.environment import LocalPorts
 from deployments.joining import Address
-from deployments.ray_node import RayNode, RayStart, check_config, explain, start_command, start_environment
+from deployments.ray_node import RayNode, RayStart, explain, start_command, start_environment
 from xgen_ray.errors import (
     ConfigError,
     DiskFull,
@@ -253,15 +253,3 @@ async def test_a_deploy_that_goes_on_failing_ends_at_its_deadline_with_what_serv
 ) -> None:
     with pytest.raises(NodeNotStarted, match="after 1 s: no room"):
         await deploy("raise SystemExit('no room')", tmp_path, 1)
-
-
-def test_a_serve_config_is_checked_before_anything_is_started(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("applications: [{name: x, nope: 1}]")
-    with pytest.raises(ConfigError, match=r"applications\.0\.import_path: Field required"):
-        check_config(path)
-    path.write_text("applications: [")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        check_config(path)
-    path.write_text("applications: [{name: x, import_path: 'a:b', route_prefix: /}]")
-    check_config(path)

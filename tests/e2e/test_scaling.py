@@ -6,13 +6,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from tests.clients import Clients
 from tests.stack import SAMPLE_MODEL, Stack, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -26,46 +26,6 @@ PATIENCE_S = 90.0
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("scaling"), "--models", str(SAMPLE_MODEL.parent)) as running:
         yield running
-
-
-@dataclass
-class Clients:
-    """So many clients that ask one after another, until told to stop."""
-
-    stack: Stack
-    model: str
-    count: int
-    answers: list[httpx.Response | Exception] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        self._threads = [threading.Thread(target=self._ask) for _ in range(self.count)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.answers.append(self.stack.chat(self.model, max_tokens=16))
-            except httpx.TransportError as error:
-                self.answers.append(error)
-
-    def failed(self) -> list[object]:
-        return [one if isinstance(one, Exception) else one.text for one in self.answers if not good(one)]
-
-    def served_by(self) -> Counter[str]:
-        return Counter(one.headers["x-xgen-pool"] for one in self.answers if isinstance(one, httpx.Response))
-
-
-def good(answer: httpx.Response | Exception) -> bool:
-    return isinstance(answer, httpx.Response) and answer.status_code == 200
 
 
 def load(stack: Stack, **request: Any) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def test_gpus_in_rows(options: dict[str, object], tensor: int, pipeline: int, co
             {"tensor_parallel_size": 4, "pipeline_parallel_size": 2},
             "tensor_parallel_size is 4 and pipeline_parallel_size is 2, but the node has at most 4",
         ),
+        ({"pipeline_parallel_size": 8}, "for it, and an engine is on one node alone"),
         ({"gpus": (0, 1, 2), "pipeline_parallel_size": 2}, "is not the 3 GPUs that gpus names"),
+        ({"pipeline_parallel_size": 65}, "pipeline_parallel_size is 65, but the model has 64 layers to part"),
+        ({"tensor_parallel_size": 3}, "64 attention heads cannot be divided among 3 GPUs"),
         (
             {"gpus": (0, 1), "tensor_parallel_size": 2, "pipeline_parallel_size": 2},
             "tensor_parallel_size 2 times pipeline_parallel_size 2 is not the 2 GPUs",
@@ -93,3 +96,10 @@ def test_a_context_that_does_not_fit_is_lowered_and_that_is_said() -> None:
 def test_a_name_is_a_word(option: str, word: str) -> None:
     with pytest.raises(ValueError, match="pattern"):
         EngineOptions.model_validate({option: word})
+
+
+def test_a_row_may_be_longer_than_its_layers_divide() -> None:
+    """vLLM gives some GPUs of a row a layer more: 64 layers over 3 GPUs."""
+    made = decide(pipeline_parallel_size=3)
+    assert isinstance(made, Plan)
+    assert (made.options.tensor_parallel_size, made.options.pipeline_parallel_size) == (1, 3)

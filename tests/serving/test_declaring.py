@@ -199,3 +199,10 @@ def test_facts_are_read_anew_where_the_file_is_another() -> None:
     assert control.state.models["small"].facts is None
     control.look("small")
     assert control.state.models["small"].facts == facts("small")
+
+
+def test_a_restart_of_a_declared_model_leaves_it_declared() -> None:
+    control, _ = applied({}, runs=False)
+    control.feed(LoadAsked("small", request(replicas=2), "c1", 60.0, declared=request()))
+    assert control.state.models["small"].origin is Origin.DECLARED
+    assert kinds(control, small=request()) == {"small": ChangeKind.KEEP}

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from xgen_ray import __version__
 from xgen_ray.cli import options, output
+from xgen_ray.cli.apply import apply
 from xgen_ray.cli.bench import bench
 from xgen_ray.cli.chat import chat
 from xgen_ray.cli.detect import detect
@@ -90,6 +91,7 @@ _USE = "Inference"
 
 app.command(rich_help_panel=_SERVE)(up)
 app.command(rich_help_panel=_SERVE)(node)
+app.command(rich_help_panel=_SERVE)(apply)
 app.command(rich_help_panel=_SERVE)(nodes)
 app.command(rich_help_panel=_LOOK)(detect)
 app.command(rich_help_panel=_LOOK)(doctor)

@@ -85,11 +85,13 @@ async def run_until_told(
 
 
 async def _run(asked: NodeRequest, ready: Callable[[], None], *, as_json: bool, block: bool) -> None:
-    from deployments.ray_node import RayNode, check_config, deploy_command, start_command
+    from deployments.ray_node import RayNode, deploy_command, start_command
 
     console = output.stderr()
     if asked.config is not None:
-        check_config(asked.config)
+        from deployments.applying import read_config
+
+        read_config(asked.config)
     node_ip = _node_ip(asked)
     if asked.head is None:
         _ready_a_token(asked)

@@ -19,6 +19,7 @@ from xgen_ray.placement.exclusions import Exclusion, node_kind
 from xgen_ray.placement.fleet import plan_fleet
 from xgen_ray.placement.footprint import footprint
 from xgen_ray.placement.nodetypes import NodeDemand, NodeType, node_demand
+from xgen_ray.placement.options import option_faults
 from xgen_ray.placement.policy import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.profiles import PROFILES, ProfileRow
 from xgen_ray.placement.rows import BACKENDS, PREFERENCE, VLLM_ROCM_GFX
@@ -96,6 +97,7 @@ __all__ = [
     "node_demand",
     "node_kind",
     "observe",
+    "option_faults",
     "plan",
     "plan_fleet",
     "recommend",

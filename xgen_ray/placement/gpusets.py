@@ -98,6 +98,8 @@ def _named_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish, named: Se
             return (), shared
     if row.engine is Engine.VLLM:
         row_length = options.pipeline_parallel_size or 1
+        if short := _too_few_layers(row_length, wish.facts):
+            return (), (short,)
         if len(chosen) % row_length:
             return (), (
                 f"pipeline_parallel_size is {row_length}, which does not divide the {len(chosen)} GPUs",
@@ -115,6 +117,8 @@ def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
     """
     size, facts = wish.options.tensor_parallel_size, wish.facts
     row_length = wish.options.pipeline_parallel_size or 1
+    if short := _too_few_layers(row_length, facts):
+        return (), (short,)
     cards, integrated = _by_kind(gpus, wish.spread)
     kinds: dict[str, list[Budgeted]] = {}
     whole: dict[str, list[Budgeted]] = {}
@@ -127,7 +131,10 @@ def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
         shared = tuple(_shared(item) for item in gpus if item.usable.position in wish.leased)
         asked = {"tensor_parallel_size": size, "pipeline_parallel_size": wish.options.pipeline_parallel_size}
         given = " and ".join(f"{name} is {value}" for name, value in asked.items() if value is not None)
-        return (), (f"{given}, but the node has at most {most} equal GPUs for it", *shared)
+        few = (
+            f"{given}, but the node has at most {most} equal GPUs for it, and an engine is on one node alone"
+        )
+        return (), (few, *shared)
     if size is not None:
         uneven = _uneven(size, facts)
         if uneven:
@@ -150,6 +157,13 @@ def _uneven(count: int, facts: ModelFacts) -> str | None:
     if facts.head_count is None or facts.head_count % count == 0:
         return None
     return f"the model's {facts.head_count} attention heads cannot be divided among {count} GPUs"
+
+
+def _too_few_layers(row_length: int, facts: ModelFacts) -> str | None:
+    """vLLM parts layers unevenly where it must, but each GPU of a row needs one."""
+    if facts.layer_count is None or row_length <= facts.layer_count:
+        return None
+    return f"pipeline_parallel_size is {row_length}, but the model has {facts.layer_count} layers to part"
 
 
 def _shared(item: Budgeted) -> str:

@@ -1,5 +1,6 @@
 """Which option belongs to which backend, and which values go together."""
 
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -76,6 +77,12 @@ def foreign_options(row: BackendRow, options: EngineOptions) -> tuple[Fault, ...
     if options.gpus == () and row.needs_gpu:
         faults.append(Fault("gpus", "gpus is empty, which asks for the CPU"))
     return tuple(faults)
+
+
+def option_faults(options: EngineOptions) -> tuple[Fault, ...]:
+    """What is wrong with the options wherever they are used, as far as no node and no model need be known."""
+    foreign = foreign_options(BACKENDS[options.backend], options) if options.backend is not None else ()
+    return (*foreign, *contradictions(options, sys.maxsize))
 
 
 def contradictions(options: EngineOptions, cpu_count: int) -> tuple[Fault, ...]:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from xgen_ray import __version__
 from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
-from xgen_ray.errors import ModelNotFound, XgenRayError
+from xgen_ray.errors import ModelNotFound, NotReady, XgenRayError
 from xgen_ray.placement import FleetPlan, Observation
 from xgen_ray.schema import (
     BackendsReport,
+    DeclaredChange,
     FailureReport,
     FiguresReport,
     GPUsReport,
@@ -26,6 +27,7 @@ from xgen_ray.schema import (
     TargetGroup,
 )
 from xgen_ray.serving.apps import Apps
+from xgen_ray.serving.declaring import changes_of
 from xgen_ray.serving.fleet_reports import (
     backends_report,
     gpus_report,
@@ -104,10 +106,13 @@ class Control:
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         """Loads the model. With ``wait`` returns when it is ready and raises when it cannot be."""
+        return await self._load(request, None, wait=wait)
+
+    async def _load(self, request: LoadRequest, declared: LoadRequest | None, *, wait: bool) -> ModelStatus:
         name = request.loaded_as
         await self._fleet.check(request.model)
         caller, outcome = self._loop.caller()
-        self._loop.post(LoadAsked(name, request, caller, time.time()))
+        self._loop.post(LoadAsked(name, request, caller, time.time(), declared))
         if wait:
             await outcome
         else:
@@ -133,16 +138,18 @@ class Control:
     async def restart(self, name: str) -> ModelStatus:
         """Unloads the model, all of its pools, and loads it again as it was asked for."""
         models = [one for one in self._loop.state.models.values() if one.served_as == name]
-        asked = [model.request for model in models or [self._model(name)]]
+        asked = [(model.request, model.declared) for model in models or [self._model(name)]]
         # Whoever asked may leave in between: the model must not.
         task = asyncio.create_task(self._load_again(name, asked))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
         return await asyncio.shield(task)
 
-    async def _load_again(self, name: str, asked: Sequence[LoadRequest]) -> ModelStatus:
+    async def _load_again(
+        self, name: str, asked: Sequence[tuple[LoadRequest, LoadRequest | None]]
+    ) -> ModelStatus:
         await self.unload(name)
-        loaded = [await self.load(request, wait=False) for request in asked]
+        loaded = [await self._load(request, declared, wait=False) for request, declared in asked]
         return loaded[0]
 
     async def status(self) -> StatusReport:
@@ -233,6 +240,14 @@ class Control:
     async def metrics_targets(self) -> tuple[TargetGroup, ...]:
         """Where Prometheus finds the metrics of every node that serves them."""
         return await metrics_targets()
+
+    def changes(self, declared: tuple[LoadRequest, ...]) -> tuple[DeclaredChange, ...]:
+        """What control would do if it started with these models declared. Raises NotReady before it has taken
+        stock of what runs.
+        """
+        if not self._loop.state.epoch:
+            raise NotReady("control has only just started")
+        return changes_of(self._loop.state.models, {request.loaded_as: request for request in declared})
 
     async def next_table(self, known: tuple[str, int], report: RouterReport) -> RoutingTable:
         """The table, as soon as it is another than ``known``, at the latest after TABLE_POLL_S.

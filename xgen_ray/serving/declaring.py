@@ -18,7 +18,7 @@ from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import asked_anew, leave, new_model
 
 # What may change while engines run.
-_WHILE_IT_RUNS = frozenset({"replicas", "scaling", "evict"})
+_WHILE_IT_RUNS = frozenset({"replicas", "scaling", "evict", "pinned"})
 
 
 def changes_of(

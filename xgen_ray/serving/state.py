@@ -266,10 +266,13 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class LoadAsked:
+    """``declared`` is what the configuration says of the model, where it is loaded again as before."""
+
     name: str
     request: LoadRequest
     caller: str
     at: float
+    declared: LoadRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)

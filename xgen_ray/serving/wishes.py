@@ -58,7 +58,9 @@ def load(turn: Turn, event: LoadAsked) -> None:
         message = f"the configuration declares {event.name} otherwise: change it there, or take another name"
         turn.effects.append(Answer(event.caller, event.name, NameConflict(message)))
     elif model is None or model.phase in (Phase.FAILED, Phase.SLEEPING):
-        fresh = asked_anew(model or new_model(event.name, event.request, event.at), event.request)
+        fresh = asked_anew(
+            model or new_model(event.name, event.request, event.at, event.declared), event.request
+        )
         turn.seek(replace(fresh, callers=frozenset({event.caller})), event.at, "asked for")
     elif model.phase is Phase.UNLOADING:
         message = f"{event.name} is being unloaded; try again in a few seconds"

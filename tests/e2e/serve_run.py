@@ -1,0 +1,93 @@
+"""`serve run` with a committed config, as Ray's own documentation starts applications.
+
+It sets none of our environment variables, so that Ray Serve runs with its defaults: a Python proxy in front.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from tests.stack import REPOSITORY, Stack
+
+CONFIGS = REPOSITORY / "cluster_configs"
+ONE_MACHINE = CONFIGS / "one-machine.yaml"
+MIXED_FLEET = CONFIGS / "mixed-fleet.yaml"
+
+
+class ServeRun(Stack):
+    """A committed config with a port and folders of its own, on loopback. ``control`` and ``router`` are laid
+    over the two applications' arguments.
+    """
+
+    announcement = "Submitted deploy config successfully"
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        config: Path = ONE_MACHINE,
+        control: Mapping[str, Any] | None = None,
+        router: Mapping[str, Any] | None = None,
+    ) -> None:
+        # A cluster of its own, whatever else runs on this machine.
+        super().__init__(home, environment={"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"})
+        self.content = yaml.safe_load(config.read_text())
+        self.content["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        mine: dict[str, Any] = {
+            "base_url": self.url,
+            "state_dir": str(home / "registry"),
+            "cache_dir": str(home / "downloads"),
+        }
+        first, second = self.content["applications"]
+        for application in (first, second):
+            application["args"].pop("api_keys_file", None)
+        first["args"] |= {**mine, **(control or {})}
+        second["args"] |= router or {}
+        self.config = home / "config.yaml"
+        self.write()
+
+    def command(self) -> list[str]:
+        return [str(Path(sys.executable).with_name("serve")), "run", str(self.config)]
+
+    def write(self, models: Sequence[Mapping[str, Any]] | None = None, **arguments: Any) -> None:
+        """The file, with these models and further arguments for control."""
+        if models is not None:
+            arguments["models"] = list(models)
+        self.content["applications"][0]["args"] |= arguments
+        self.config.write_text(yaml.safe_dump(self.content))
+
+    def apply(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """`xgen-ray apply` of the file as it is now."""
+        (raylet,) = self.named("raylet/raylet")
+        (address,) = (word for word in raylet.cmdline() if word.startswith("--gcs-address="))
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "xgen_ray",
+            "apply",
+            str(self.config),
+            "--address",
+            address.partition("=")[2],
+            *more,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    def answers(self) -> bool:
+        """Whether both applications answer."""
+        try:
+            status = self.management("GET", "status")
+            health = httpx.get(f"{self.url}/health", timeout=5, trust_env=False)
+        except httpx.TransportError:
+            return False
+        return (status.status_code, health.status_code) == (200, 200)
+
+    def serves(self, name: str) -> bool:
+        """Whether both applications answer and the model is ready."""
+        status = self.status(name) if self.answers() else None
+        return status is not None and status["phase"] == "ready"
