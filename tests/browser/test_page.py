@@ -1,4 +1,7 @@
-"""The page in a real browser, over the real API, placement and state machine; nodes and engines are data."""
+"""The page in a real browser, over the real API, placement and state machine; nodes and engines are data.
+
+``test_stack.py`` has the same with real engines.
+"""
 
 import contextlib
 import re
