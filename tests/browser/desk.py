@@ -55,31 +55,26 @@ from xgen_ray.schema import (
     TargetGroup,
 )
 from xgen_ray.serving.chronicle import Chronicle, note
+from xgen_ray.serving.effects import Answer, Look, PrepareApp, StartApp
+from xgen_ray.serving.events import (
+    AppPrepared,
+    AppsObserved,
+    Event,
+    ExclusionsLifted,
+    LoadAsked,
+    LookDone,
+    NodesObserved,
+    ReplicaReported,
+    Restored,
+    UnloadAsked,
+)
 from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report, shelves_report
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.node_state import GPU_TYPE_LABEL, NodeIdentity, NodeState, Versions
 from xgen_ray.serving.nodes import NodesSeen
 from xgen_ray.serving.placing import dry_run
 from xgen_ray.serving.reports import model_status, plan_report
-from xgen_ray.serving.state import (
-    Answer,
-    AppPrepared,
-    AppsObserved,
-    ControlState,
-    Event,
-    ExclusionsLifted,
-    Fleet,
-    LoadAsked,
-    Look,
-    LookDone,
-    NodesObserved,
-    PrepareApp,
-    Replica,
-    ReplicaReported,
-    Restored,
-    StartApp,
-    UnloadAsked,
-)
+from xgen_ray.serving.state import ControlState, Fleet, Replica
 
 GIB = 2**30
 POLL_S = 0.01

@@ -24,42 +24,41 @@ from xgen_ray.placement import (
 from xgen_ray.schema import LoadRequest, Scaling
 from xgen_ray.serving import leases
 from xgen_ray.serving.chronicle import Chronicle, note
-from xgen_ray.serving.ladder import NO_LEASE
-from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
-from xgen_ray.serving.machine import step
-from xgen_ray.serving.state import (
+from xgen_ray.serving.effects import (
     Answer,
+    AskForNodes,
+    CancelLook,
+    Effect,
+    Forget,
+    Look,
+    PrepareApp,
+    Publish,
+    Remember,
+    RememberLessons,
+    StartApp,
+    StopApp,
+)
+from xgen_ray.serving.events import (
     AppPrepared,
     AppRefused,
     AppsObserved,
-    AskForNodes,
-    CancelLook,
-    ControlState,
-    Effect,
     Event,
-    Fleet,
-    Forget,
     LoadAsked,
-    Look,
     LookDone,
     LookFailed,
     NodesObserved,
     PacesReported,
-    PrepareApp,
-    Publish,
-    Record,
-    Remember,
-    RememberLessons,
     ReplicaReported,
     Restored,
     ScaleAsked,
-    ServeState,
-    StartApp,
-    StopApp,
     UnloadAsked,
     UseReported,
     WakeAsked,
 )
+from xgen_ray.serving.ladder import NO_LEASE
+from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
+from xgen_ray.serving.machine import step
+from xgen_ray.serving.state import ControlState, Fleet, Record, ServeState
 from xgen_ray.serving.supply import nodes_at_rest
 
 NODE_TYPES = {

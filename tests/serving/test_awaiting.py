@@ -12,24 +12,18 @@ from xgen_ray.errors import PlacementRefused
 from xgen_ray.placement import FleetRefusal, NodeType, NodeView
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.awaiting import LOOK_EVERY_S, NODE_PATIENCE_S
-from xgen_ray.serving.placing import dry_run
-from xgen_ray.serving.state import (
+from xgen_ray.serving.effects import AskForNodes, Effect, Forget, Look, PrepareApp, Remember
+from xgen_ray.serving.events import (
     AppPrepared,
-    AskForNodes,
-    Effect,
-    Fleet,
-    Forget,
-    Look,
     LookDone,
     NodesObserved,
-    PrepareApp,
-    Remember,
     ReplicaReported,
     Restored,
-    ServeState,
     UnloadAsked,
     WakeAsked,
 )
+from xgen_ray.serving.placing import dry_run
+from xgen_ray.serving.state import Fleet, ServeState
 from xgen_ray.serving.supply import nodes_at_rest
 
 TYPES = {

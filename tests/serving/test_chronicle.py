@@ -9,10 +9,8 @@ from xgen_ray.console import EventKind
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import Scaling
 from xgen_ray.serving.chronicle import KEPT, Chronicle, note
-from xgen_ray.serving.machine import step
-from xgen_ray.serving.state import (
-    ControlState,
-    Effect,
+from xgen_ray.serving.effects import Effect
+from xgen_ray.serving.events import (
     Event,
     ExclusionsLifted,
     NodesObserved,
@@ -22,6 +20,8 @@ from xgen_ray.serving.state import (
     UnloadAsked,
     WakeAsked,
 )
+from xgen_ray.serving.machine import step
+from xgen_ray.serving.state import ControlState
 
 
 class Told(Control):

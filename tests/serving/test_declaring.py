@@ -11,23 +11,9 @@ from tests.serving.test_machine import Control, none, only
 from xgen_ray.errors import NameConflict
 from xgen_ray.schema import ChangeKind, LoadRequest, Origin, Phase
 from xgen_ray.serving.declaring import changes_of
-from xgen_ray.serving.state import (
-    Answer,
-    AppRecord,
-    Effect,
-    Forget,
-    LoadAsked,
-    Look,
-    PrepareApp,
-    Record,
-    Remember,
-    ReplicaReported,
-    Restored,
-    ScaleAsked,
-    ServeState,
-    StopApp,
-    UnloadAsked,
-)
+from xgen_ray.serving.effects import Answer, Effect, Forget, Look, PrepareApp, Remember, StopApp
+from xgen_ray.serving.events import LoadAsked, ReplicaReported, Restored, ScaleAsked, UnloadAsked
+from xgen_ray.serving.state import AppRecord, Record, ServeState
 
 APP = "xgen-engine-small-x-1"
 SLEEPY: dict[str, Any] = {"scaling": {"min_replicas": 0, "max_replicas": 2}}

@@ -3,7 +3,8 @@
 from tests.serving.builders import failure, replica
 from tests.serving.test_machine import Control, only
 from xgen_ray.schema import Phase
-from xgen_ray.serving.state import Publish, ReplicaReported
+from xgen_ray.serving.effects import Publish
+from xgen_ray.serving.events import ReplicaReported
 
 
 def test_an_answer_from_before_a_replica_was_ready_changes_nothing() -> None:

@@ -20,41 +20,40 @@ from xgen_ray.placement import NodeView, Observation, model_key
 from xgen_ray.placement.types import Backend
 from xgen_ray.process.types import FailureClass
 from xgen_ray.schema import LoadRequest, Phase, Progress
-from xgen_ray.serving.ladder import NO_LEASE, RULES
-from xgen_ray.serving.machine import step
-from xgen_ray.serving.placing import IDLE_S, MAX_REFUSED
-from xgen_ray.serving.state import (
+from xgen_ray.serving.effects import (
     Answer,
+    CancelLook,
+    Effect,
+    Forget,
+    Look,
+    PrepareApp,
+    Publish,
+    Remember,
+    RememberLessons,
+    StartApp,
+    StopApp,
+)
+from xgen_ray.serving.events import (
     AppPrepared,
-    AppRecord,
     AppRefused,
     AppsObserved,
     AppStartFailed,
-    CancelLook,
-    ControlState,
-    Effect,
     Event,
     ExclusionsLifted,
-    Forget,
     LoadAsked,
-    Look,
     LookDone,
     LookFailed,
     LookProgressed,
     NodesObserved,
-    PrepareApp,
-    Publish,
-    Record,
-    Remember,
-    RememberLessons,
     ReplicaReported,
     Restored,
-    ServeState,
-    StartApp,
-    StopApp,
     UnloadAsked,
     UseReported,
 )
+from xgen_ray.serving.ladder import NO_LEASE, RULES
+from xgen_ray.serving.machine import step
+from xgen_ray.serving.placing import IDLE_S, MAX_REFUSED
+from xgen_ray.serving.state import AppRecord, ControlState, Record, ServeState
 from xgen_ray.serving.turn import LONGEST_RETRY_S
 
 E = TypeVar("E")

@@ -7,8 +7,8 @@ from tests.serving.test_machine import Control, only
 from tests.serving.test_sizing import RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
 from xgen_ray.schema import LoadRequest, Phase
-from xgen_ray.serving.state import (
-    Look,
+from xgen_ray.serving.effects import Look
+from xgen_ray.serving.events import (
     LookFailed,
     PacesReported,
     ReplicaReported,

@@ -12,8 +12,9 @@ import pytest
 from tests.serving.simulated_fleet import World
 from xgen_ray.console import EventKind
 from xgen_ray.schema import Phase
+from xgen_ray.serving.events import WakeAsked
 from xgen_ray.serving.leases import LeaseState
-from xgen_ray.serving.state import AppPhase, Model, WakeAsked
+from xgen_ray.serving.state import AppPhase, Model
 from xgen_ray.serving.wishes import missing_replicas
 
 SEEDS = 2000

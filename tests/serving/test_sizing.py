@@ -8,27 +8,21 @@ from tests.serving.builders import GIB, facts, replica, request, view
 from tests.serving.test_machine import Control, none, only
 from xgen_ray.errors import ModelNotFound, NotReady, PlacementRefused, WrongState
 from xgen_ray.schema import LoadRequest, Phase, Scaling
-from xgen_ray.serving.placing import IDLE_S, MAX_LOOKS
-from xgen_ray.serving.state import (
-    Answer,
+from xgen_ray.serving.effects import Answer, Forget, Look, PrepareApp, Remember, StopApp
+from xgen_ray.serving.events import (
     AppPrepared,
-    Fleet,
-    Forget,
-    Look,
     LookDone,
     LookFailed,
     NodesObserved,
-    PrepareApp,
-    Remember,
     ReplicaReported,
     Restored,
     ScaleAsked,
-    ServeState,
-    StopApp,
     UnloadAsked,
     UseReported,
     WakeAsked,
 )
+from xgen_ray.serving.placing import IDLE_S, MAX_LOOKS
+from xgen_ray.serving.state import Fleet, ServeState
 
 RULE = {"max_replicas": 3, "upscale_delay_s": 5.0, "downscale_delay_s": 60.0}
 SLEEPER = {**RULE, "min_replicas": 0, "ttl_s": 100.0}

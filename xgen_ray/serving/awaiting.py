@@ -7,7 +7,8 @@ from typing import Final
 from xgen_ray.errors import PlacementRefused
 from xgen_ray.placement import NodeDemand, NodeVerdict, node_demand
 from xgen_ray.placement.types import EngineOptions
-from xgen_ray.serving.state import Awaited, LookDone, Model
+from xgen_ray.serving.events import LookDone
+from xgen_ray.serving.state import Awaited, Model
 from xgen_ray.serving.supply import node_words, nodes_in_use
 from xgen_ray.serving.turn import Turn
 

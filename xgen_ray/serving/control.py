@@ -28,6 +28,18 @@ from xgen_ray.schema import (
 )
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.declaring import changes_of
+from xgen_ray.serving.events import (
+    Event,
+    ExclusionsLifted,
+    LoadAsked,
+    LookDone,
+    PacesReported,
+    ReplicaReported,
+    ScaleAsked,
+    UnloadAsked,
+    UseReported,
+    WakeAsked,
+)
 from xgen_ray.serving.fleet_reports import (
     backends_report,
     gpus_report,
@@ -44,21 +56,7 @@ from xgen_ray.serving.metrics.samples import control_samples
 from xgen_ray.serving.nodes import metrics_targets
 from xgen_ray.serving.placing import dry_run
 from xgen_ray.serving.reports import model_status, plan_report
-from xgen_ray.serving.state import (
-    AppPhase,
-    Event,
-    ExclusionsLifted,
-    LoadAsked,
-    LookDone,
-    Model,
-    PacesReported,
-    Replica,
-    ReplicaReported,
-    ScaleAsked,
-    UnloadAsked,
-    UseReported,
-    WakeAsked,
-)
+from xgen_ray.serving.state import AppPhase, Model, Replica
 from xgen_ray.serving.table import RoutingTable
 from xgen_ray.serving.traffic import RouterReport
 

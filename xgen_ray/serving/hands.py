@@ -19,29 +19,25 @@ from xgen_ray.placement.types import Plan
 from xgen_ray.schema import Progress
 from xgen_ray.serving.apps import Apps, BuildEngine
 from xgen_ray.serving.autoscaler import Autoscaler
-from xgen_ray.serving.leases import NoLease
-from xgen_ray.serving.looks import FleetReader
-from xgen_ray.serving.nodes import Nodes
-from xgen_ray.serving.replica import AppSpec
-from xgen_ray.serving.state import (
-    App,
+from xgen_ray.serving.effects import AskForNodes, Look, PrepareApp, StartApp, StopApp
+from xgen_ray.serving.events import (
     AppPrepared,
     AppProgressed,
     AppRefused,
     AppsObserved,
     AppStartFailed,
-    AskForNodes,
     Event,
-    Look,
     LookDone,
     LookFailed,
     LookProgressed,
     NodesObserved,
-    PrepareApp,
     ReplicaReported,
-    StartApp,
-    StopApp,
 )
+from xgen_ray.serving.leases import NoLease
+from xgen_ray.serving.looks import FleetReader
+from xgen_ray.serving.nodes import Nodes
+from xgen_ray.serving.replica import AppSpec
+from xgen_ray.serving.state import App
 
 logger = logging.getLogger(__name__)
 

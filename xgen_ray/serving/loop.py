@@ -14,31 +14,26 @@ from xgen_ray.placement import NodeType
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.chronicle import Chronicle, note
-from xgen_ray.serving.hands import Hands
-from xgen_ray.serving.machine import step
-from xgen_ray.serving.metrics.samples import FleetEvents
-from xgen_ray.serving.registry import Registry
-from xgen_ray.serving.state import (
+from xgen_ray.serving.effects import (
     Answer,
-    App,
-    AppPhase,
     AskForNodes,
     CancelLook,
-    ControlState,
     Effect,
-    Event,
     Forget,
     Look,
-    LookDone,
-    LookFailed,
     PrepareApp,
     Publish,
     Remember,
     RememberLessons,
-    Restored,
     StartApp,
     StopApp,
 )
+from xgen_ray.serving.events import Event, LookDone, LookFailed, Restored
+from xgen_ray.serving.hands import Hands
+from xgen_ray.serving.machine import step
+from xgen_ray.serving.metrics.samples import FleetEvents
+from xgen_ray.serving.registry import Registry
+from xgen_ray.serving.state import App, AppPhase, ControlState
 from xgen_ray.serving.supply import nodes_at_rest
 
 logger = logging.getLogger(__name__)

@@ -7,26 +7,13 @@ every caller is answered once.
 
 from typing import assert_never
 
-from xgen_ray.serving.placing import (
-    hear_app_progress,
-    hear_look_failed,
-    hear_prepared,
-    hear_progress,
-    hear_refused,
-    hear_start_failed,
-    place,
-)
-from xgen_ray.serving.restoring import restore
-from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
-from xgen_ray.serving.sizing import follow_load, hear_paces, hear_scale, hear_wake
-from xgen_ray.serving.state import (
+from xgen_ray.serving.effects import Effect
+from xgen_ray.serving.events import (
     AppPrepared,
     AppProgressed,
     AppRefused,
     AppsObserved,
     AppStartFailed,
-    ControlState,
-    Effect,
     Event,
     ExclusionsLifted,
     LoadAsked,
@@ -42,6 +29,19 @@ from xgen_ray.serving.state import (
     UseReported,
     WakeAsked,
 )
+from xgen_ray.serving.placing import (
+    hear_app_progress,
+    hear_look_failed,
+    hear_prepared,
+    hear_progress,
+    hear_refused,
+    hear_start_failed,
+    place,
+)
+from xgen_ray.serving.restoring import restore
+from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_nodes
+from xgen_ray.serving.sizing import follow_load, hear_paces, hear_scale, hear_wake
+from xgen_ray.serving.state import ControlState
 from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import lift, load, unload
 

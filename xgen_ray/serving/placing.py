@@ -16,23 +16,18 @@ from xgen_ray.placement import (
 from xgen_ray.placement.types import EngineOptions
 from xgen_ray.schema import LoadRequest, Origin, Phase
 from xgen_ray.serving.awaiting import await_nodes, foreseen
-from xgen_ray.serving.sizing import can_sleep, doze
-from xgen_ray.serving.state import (
-    App,
-    AppPhase,
+from xgen_ray.serving.effects import PrepareApp, StartApp, StopApp
+from xgen_ray.serving.events import (
     AppPrepared,
     AppProgressed,
     AppRefused,
     AppStartFailed,
-    ControlState,
     LookDone,
     LookFailed,
     LookProgressed,
-    Model,
-    PrepareApp,
-    StartApp,
-    StopApp,
 )
+from xgen_ray.serving.sizing import can_sleep, doze
+from xgen_ray.serving.state import App, AppPhase, ControlState, Model
 from xgen_ray.serving.turn import Turn, fail, retry_pause
 from xgen_ray.serving.wishes import leave, missing_replicas, new_model
 

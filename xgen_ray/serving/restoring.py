@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from xgen_ray.schema import Phase
 from xgen_ray.serving.declaring import declare
-from xgen_ray.serving.state import App, AppPhase, Model, Record, Restored, ServeState, StopApp
+from xgen_ray.serving.effects import StopApp
+from xgen_ray.serving.events import Restored
+from xgen_ray.serving.state import App, AppPhase, Model, Record, ServeState
 from xgen_ray.serving.turn import Turn, stop_strays
 from xgen_ray.serving.wishes import missing_replicas, new_model
 

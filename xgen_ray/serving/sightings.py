@@ -8,19 +8,11 @@ from xgen_ray.models.types import ModelTask
 from xgen_ray.placement import DEFAULT_POLICY, Exclusion, Observation, model_key
 from xgen_ray.process.types import FailureClass
 from xgen_ray.schema import FailureReport, Phase
+from xgen_ray.serving.effects import StopApp
+from xgen_ray.serving.events import AppsObserved, NodesObserved, ReplicaReported, UseReported
 from xgen_ray.serving.ladder import WINDOW_S, Step, next_step
 from xgen_ray.serving.placing import fall_short
-from xgen_ray.serving.state import (
-    App,
-    AppPhase,
-    AppsObserved,
-    Model,
-    NodesObserved,
-    ReplicaReported,
-    ServeState,
-    StopApp,
-    UseReported,
-)
+from xgen_ray.serving.state import App, AppPhase, Model, ServeState
 from xgen_ray.serving.turn import Turn, insist, remove, stop_strays
 
 KEPT_FAILURES = 10

@@ -7,9 +7,11 @@ from dataclasses import replace
 from xgen_ray.errors import WrongState
 from xgen_ray.placement.rows import preference
 from xgen_ray.schema import LoadRequest, Phase
+from xgen_ray.serving.effects import Answer
+from xgen_ray.serving.events import PacesReported, ScaleAsked, WakeAsked
 from xgen_ray.serving.pace import DEFAULT_COST, Pace, Place, best, cost_of, heard, place_of
 from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, rescale
-from xgen_ray.serving.state import Answer, App, Model, PacesReported, ScaleAsked, WakeAsked
+from xgen_ray.serving.state import App, Model
 from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import missing_replicas
 

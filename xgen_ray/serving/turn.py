@@ -7,27 +7,21 @@ from dataclasses import dataclass, field, replace
 from xgen_ray.errors import ModelNotFound, XgenRayError
 from xgen_ray.placement import Exclusion, NodeType, Observation
 from xgen_ray.schema import Origin, Phase
-from xgen_ray.serving.pace import Pace, Place
-from xgen_ray.serving.routes import routes_of
-from xgen_ray.serving.state import (
+from xgen_ray.serving.effects import (
     Answer,
-    App,
-    AppPhase,
-    AppRecord,
     AskForNodes,
     CancelLook,
-    ControlState,
     Effect,
     Forget,
     Look,
-    Model,
     Publish,
-    Record,
     Remember,
     RememberLessons,
-    ServeState,
     StopApp,
 )
+from xgen_ray.serving.pace import Pace, Place
+from xgen_ray.serving.routes import routes_of
+from xgen_ray.serving.state import App, AppPhase, AppRecord, ControlState, Model, Record, ServeState
 from xgen_ray.serving.supply import nodes_asked_for
 from xgen_ray.serving.table import RoutingTable
 

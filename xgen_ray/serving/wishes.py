@@ -5,15 +5,10 @@ from dataclasses import replace
 from xgen_ray.errors import ModelNotFound, NameConflict, WrongState
 from xgen_ray.placement import model_key
 from xgen_ray.schema import LoadRequest, Phase
+from xgen_ray.serving.effects import Answer, Forget
+from xgen_ray.serving.events import ExclusionsLifted, LoadAsked, UnloadAsked
 from xgen_ray.serving.scaling import first_replicas
-from xgen_ray.serving.state import (
-    Answer,
-    ExclusionsLifted,
-    Forget,
-    LoadAsked,
-    Model,
-    UnloadAsked,
-)
+from xgen_ray.serving.state import Model
 from xgen_ray.serving.turn import Turn, remove
 
 
