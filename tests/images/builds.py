@@ -20,8 +20,8 @@ import psutil
 
 from tests.stack import REPOSITORY
 
-BASE = "localhost/xgen-ray-base"
-SUITE = "bookworm"
+# Debian 12, and the release after it: llama.cpp's Vulkan backend needs the headers of that.
+BASE, NEWER_BASE = "localhost/base:bookworm", "localhost/base:trixie"
 # Who the images run as.
 USER = 10001
 # What this machine trusts, and how its pip finds packages: so that a build behind a proxy works as well.
@@ -69,15 +69,11 @@ class Builder:
         assert done.returncode == 0, f"buildah {' '.join(words[:2])}:\n{(done.stdout + done.stderr)[-6000:]}"
         return done.stdout
 
-    def make_base(self) -> None:
-        """The least that the distribution calls a system, as an image of one layer."""
+    def make_base(self, name: str = BASE) -> None:
+        """The least that the distribution calls a system, as an image of one layer; its tag is the release."""
         root = self.folder / "base"
-        subprocess.run(
-            ["debootstrap", "--variant=minbase", SUITE, str(root)],
-            check=True,
-            capture_output=True,
-            timeout=600,
-        )
+        command = ["debootstrap", "--variant=minbase", name.partition(":")[2], str(root)]
+        subprocess.run(command, check=True, capture_output=True, timeout=1200)
         trusted = root / CERTIFICATES.relative_to("/")
         trusted.mkdir(parents=True, exist_ok=True)
         for certificate in CERTIFICATES.glob("*.crt"):
@@ -87,7 +83,7 @@ class Builder:
         self.buildah("add", "--quiet", container, str(root), "/")
         # uv has certificates of its own unless it is told of others.
         self.buildah("config", "--env", "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt", container)
-        self.buildah("commit", "--quiet", "--rm", container, BASE)
+        self.buildah("commit", "--quiet", "--rm", container, name)
         shutil.rmtree(root)
 
     def build(

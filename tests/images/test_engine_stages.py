@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.builds import BASE, Builder
+from tests.images.builds import BASE, NEWER_BASE, Builder
 from tests.images.fleet import started
 from tests.namespaces import Namespaces
 from tests.stack import REPOSITORY
@@ -71,8 +71,13 @@ def test_the_cpu_image_is_built_whole_and_serves(
 
 
 def test_the_vulkan_stage_makes_a_server_with_its_backend(builder: Builder, source: Path) -> None:
+    builder.make_base(NEWER_BASE)
     image = builder.build(
-        "Dockerfile.amd", "llama-vulkan", contexts={"llama-source": str(source)}, timeout=BUILD_S
+        "Dockerfile.amd",
+        "llama-vulkan",
+        arguments={"BASE": NEWER_BASE},
+        contexts={"llama-source": str(source)},
+        timeout=BUILD_S,
     )
     folder = "/opt/llama.cpp/vulkan"
     assert "libggml-vulkan.so" in last_words(builder, image, "ls", folder)
