@@ -70,7 +70,7 @@ class Builder:
         return done.stdout
 
     def make_base(self, name: str = BASE) -> None:
-        """The least that the distribution calls a system, as an image of one layer; its tag is the release."""
+        """The least that Debian calls a system, as an image of one layer; the tag is the release."""
         root = self.folder / "base"
         command = ["debootstrap", "--variant=minbase", name.partition(":")[2], str(root)]
         subprocess.run(command, check=True, capture_output=True, timeout=1200)
