@@ -105,8 +105,9 @@ class Cluster:
             fault = f"it was not ready after {deadline_s:g} s"
         if fault is None:
             return
-        if former := [_former(before[name]) for name in names if name in before]:
-            client.deploy_apps(schema.model_copy(update={"applications": former}), _blocking=False)
+        former = [_former(before[name]) for name in names if name in before]
+        if kept := [one for one in former if one is not None]:
+            client.deploy_apps(schema.model_copy(update={"applications": kept}), _blocking=False)
         raise ConfigError(f"Serve does not take {config.path}: {fault}. What was deployed before goes on")
 
     def _start_serve(self, schema: ServeDeploySchema) -> None:
@@ -118,8 +119,10 @@ class Cluster:
         )
 
 
-def _former(details: Mapping[str, Any]) -> ServeApplicationSchema:
-    return ServeApplicationSchema.model_validate(details["deployed_app_config"])
+def _former(details: Mapping[str, Any]) -> ServeApplicationSchema | None:
+    """None for one that no config has deployed."""
+    config = details["deployed_app_config"]
+    return ServeApplicationSchema.model_validate(config) if config else None
 
 
 async def _outcome(names: list[str]) -> str | None:
