@@ -219,6 +219,36 @@ async def test_a_reservation_that_nobody_renews_ends(nodes: Nodes) -> None:
     assert await until(gone, 10.0)
 
 
+async def test_a_node_that_rests_has_no_owner_until_it_is_woken(fleet: Fleet, nodes: Nodes) -> None:
+    states = (await all_answer(nodes)).states
+    plain = next(state.node.node_id for state in states if not state.node.tagged)
+    await nodes.rest(frozenset({plain}))
+    assert len((await nodes.look()).states) == 2, "what it has is known"
+    await until_gone(fleet, plain)
+    stranger = Nodes(fleet.settings, NodeOwnerActor)
+    await stranger.rest(frozenset({plain}))
+    seen = await stranger.look()
+    assert [(silent.node.node_id, silent.reason) for silent in seen.silent] == [(plain, RESTING)]
+
+    async def woken() -> bool:
+        return len((await nodes.look(wake=True)).states) == 2
+
+    await until(woken)
+    await nodes.rest(frozenset({plain}))
+    assert len((await nodes.look()).states) == 2, "it was looked at for a place a moment ago"
+
+
+async def until_gone(fleet: Fleet, node_id: str) -> None:
+    async def gone() -> bool:
+        try:
+            owner_process(fleet, node_id)
+        except AssertionError:
+            return True
+        return False
+
+    await until(gone)
+
+
 async def test_owners_with_other_settings_are_started_anew_and_those_of_dead_nodes_end(
     fleet: Fleet, nodes: Nodes
 ) -> None:
@@ -255,33 +285,3 @@ async def test_owners_with_other_settings_are_started_anew_and_those_of_dead_nod
     assert await until(refused)
     blocked.unlink()
     assert await leases_of(nodes, node_id) == ()
-
-
-async def test_a_node_that_rests_has_no_owner_until_it_is_woken(fleet: Fleet, nodes: Nodes) -> None:
-    states = (await all_answer(nodes)).states
-    plain = next(state.node.node_id for state in states if not state.node.tagged)
-    await nodes.rest(frozenset({plain}))
-    assert len((await nodes.look()).states) == 2, "what it has is known"
-    await until_gone(fleet, plain)
-    stranger = Nodes(fleet.settings, NodeOwnerActor)
-    await stranger.rest(frozenset({plain}))
-    seen = await stranger.look()
-    assert [(silent.node.node_id, silent.reason) for silent in seen.silent] == [(plain, RESTING)]
-
-    async def woken() -> bool:
-        return len((await nodes.look(wake=True)).states) == 2
-
-    await until(woken)
-    await nodes.rest(frozenset({plain}))
-    assert len((await nodes.look()).states) == 2, "it was looked at for a place a moment ago"
-
-
-async def until_gone(fleet: Fleet, node_id: str) -> None:
-    async def gone() -> bool:
-        try:
-            owner_process(fleet, node_id)
-        except AssertionError:
-            return True
-        return False
-
-    await until(gone)
