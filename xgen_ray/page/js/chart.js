@@ -56,7 +56,7 @@ function path(points, x, y, gap) {
     }
     const joined = before !== null && at - before <= gap;
     // A point by itself would be nothing: give it a width.
-    drawn += joined ? `L${x(at).toFixed(1)} ${y(value).toFixed(1)}` : `M${(x(at) - 1).toFixed(1)} ${y(value).toFixed(1)}h1`;
+    drawn += joined ? `L${x(at).toFixed(1)} ${y(value).toFixed(1)}` : `M${(x(at) - 2).toFixed(1)} ${y(value).toFixed(1)}h2`;
     before = at;
   }
   return drawn;

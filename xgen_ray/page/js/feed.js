@@ -134,12 +134,22 @@ function merged(old, late) {
 function grown(lines, node) {
   if (!lines) return lines;
   const now = Date.now() / 1000;
-  return lines.map((line) => {
-    const gpu = node.gpus.find((one) => one.id === line.gpu);
-    const used = line.gpu === null ? node.memory_total_bytes - node.memory_available_bytes : gpu?.memory_used_bytes;
-    if (line.node !== node.node || used === undefined || used === null) return line;
-    return { ...line, points: [...line.points.filter(([at]) => at > now - KEPT_S), [now, used]] };
-  });
+  const all = [...lines];
+  for (const one of memoriesOf(node)) {
+    const at = all.findIndex((line) => line.node === node.node && line.gpu === one.gpu);
+    const before = at < 0 ? [] : all[at].points.filter(([moment]) => moment > now - KEPT_S);
+    const line = { node: node.node, gpu: one.gpu, total_bytes: one.total, points: [...before, [now, one.used]] };
+    if (at < 0) all.push(line);
+    else all[at] = line;
+  }
+  return all;
+}
+
+function memoriesOf(node) {
+  const known = node.gpus.filter((gpu) => gpu.memory_gb !== null && gpu.memory_used_bytes !== null);
+  const gpus = known.map((gpu) => ({ gpu: gpu.id, total: gpu.memory_gb * 2 ** 30, used: gpu.memory_used_bytes }));
+  const total = node.memory_total_bytes;
+  return total ? [...gpus, { gpu: null, total, used: total - node.memory_available_bytes }] : gpus;
 }
 
 export function signIn(value) {

@@ -13,6 +13,9 @@ const SPANS = [
   [3600, "live.60m"],
 ];
 
+// Requests that ended by their client's doing: it left, or asked for what cannot be.
+const clients = (point) => (point.ended.cancelled ?? 0) + (point.ended.client_error ?? 0);
+
 export function live() {
   const figures = state.figures;
   const choice = html`<div class="actions">${modelChoice(figures)}${spanChoice()}</div>`;
@@ -34,7 +37,8 @@ export function live() {
         show: perSecond,
         series: [
           { name: t("live.ok"), points: line((point) => (point.ended.ok ?? 0) / step) },
-          { name: t("live.other"), points: line((point) => (requests(point) - (point.ended.ok ?? 0)) / step) },
+          { name: t("live.client"), points: line((point) => clients(point) / step) },
+          { name: t("live.failed"), points: line((point) => (requests(point) - (point.ended.ok ?? 0) - clients(point)) / step) },
         ],
       })}
       ${chart({
