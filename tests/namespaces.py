@@ -3,6 +3,7 @@
 Needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -79,3 +80,11 @@ def ask(namespace: str, method: str, url: str, *, key: str | None = KEY, **more:
     asked = {"method": method, "url": url, "headers": headers, **more}
     status, body = json.loads(inside(namespace, sys.executable, "-c", _ASK, json.dumps(asked)))
     return status, body if more.get("stream") else json.loads(body or "null")
+
+
+def serves(namespace: str) -> bool:
+    """Whether both applications answer there: until they do, the proxy says 404 to everybody."""
+    with contextlib.suppress(AssertionError, ValueError):
+        paths = ("/v1/models", "/api/management/status")
+        return all(ask(namespace, "GET", f"{API}{path}")[0] == 200 for path in paths)
+    return False

@@ -15,7 +15,7 @@ import yaml
 from yarl import URL
 
 from tests.e2e.nodes import Node, nodes_of
-from tests.namespaces import API, HEAD_IP, KEY, NODE_IP, Namespaces, ask, inside
+from tests.namespaces import API, HEAD_IP, KEY, NODE_IP, Namespaces, ask, inside, serves
 from tests.stack import REPOSITORY, SAMPLE_MODEL, wait_until
 from xgen_ray.cli.exits import ExitCode
 
@@ -115,6 +115,7 @@ def fleet(namespaces: Namespaces, tmp_path_factory: pytest.TempPathFactory) -> I
         )
         node.give_token((head.home / ".ray" / "auth_token").read_text())
         with node:
+            wait_until(lambda: serves(namespaces.head), 120, "both applications answer")
             yield head, node
 
 
