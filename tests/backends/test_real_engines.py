@@ -10,7 +10,7 @@ import pytest
 
 from tests.backends.plans import facts, plan, sample_facts
 from xgen_ray.backends.discovery import BUNDLED
-from xgen_ray.backends.engine import EngineAddress, EngineLoad, create_adapter
+from xgen_ray.backends.engine import EngineAddress, create_adapter
 from xgen_ray.errors import EngineFailed
 from xgen_ray.models.types import ModelTask
 from xgen_ray.placement.types import Plan
@@ -40,7 +40,11 @@ async def test_the_bundled_server_loads_chats_and_stops_again_and_again(tmp_path
             address = await engine.load(heard.append)
             assert await engine.health()
             status = await engine.status()
-            assert status.load == EngineLoad(running=0, waiting=0, slots=2)
+            load = status.load
+            assert load is not None
+            assert (load.running, load.waiting, load.slots) == (0, 0, 2)
+            # The canary's.
+            assert load.generated_tokens == 1
             async with client(address) as http:
                 answer = await http.post(
                     "/v1/chat/completions",
