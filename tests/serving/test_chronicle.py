@@ -7,7 +7,7 @@ from tests.serving.test_awaiting import TYPES, on_gpu
 from tests.serving.test_machine import FIRST, Control
 from xgen_ray.console import EventKind
 from xgen_ray.placement.types import Backend
-from xgen_ray.schema import Scaling
+from xgen_ray.schema import Phase, Scaling
 from xgen_ray.serving.chronicle import KEPT, Chronicle, note
 from xgen_ray.serving.effects import Effect
 from xgen_ray.serving.events import (
@@ -142,6 +142,21 @@ def test_a_life_that_takes_over_tells_that_it_began_and_goes_on() -> None:
         EventKind.STARTED,
     ]
     assert len({event.id for event in events}) == 4
+
+
+def test_a_model_that_a_life_finds_asleep_is_told_of_once() -> None:
+    """While control was away, its configuration was changed so that the model may sleep."""
+    first = Told()
+    first.ready()
+    asleep = replace(first.state.models["small"], phase=Phase.SLEEPING, reason="a request wakes it")
+    second = note(first.chronicle, ControlState(), ControlState("life2", models={"small": asleep}), 5.0)
+    assert [event.kind for event in second.events[:3]] == [
+        EventKind.SLEPT,
+        EventKind.STARTED,
+        EventKind.READY,
+    ]
+    third = note(second, ControlState(), ControlState("life3", models={"small": asleep}), 6.0)
+    assert [event.kind for event in third.events[:2]] == [EventKind.STARTED, EventKind.SLEPT]
 
 
 def test_no_more_are_kept_than_that() -> None:

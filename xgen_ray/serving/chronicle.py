@@ -16,6 +16,18 @@ from xgen_ray.serving.supply import node_words
 KEPT: Final = 300
 KEPT_LINES: Final = 20
 
+# After these a model is in another state.
+_STATES: Final = frozenset(
+    {
+        EventKind.ASKED,
+        EventKind.READY,
+        EventKind.FAILED,
+        EventKind.SLEPT,
+        EventKind.WOKE,
+        EventKind.UNLOADED,
+    }
+)
+
 Place = tuple[str, str]
 
 
@@ -38,7 +50,10 @@ def note(chronicle: Chronicle, before: ControlState, after: ControlState, at: fl
         was = before.models.get(name)
         if was is model:
             continue
-        happened += _model(was, model, adopted=before.epoch != after.epoch)
+        if was is None and before.epoch != after.epoch:
+            happened += _found(model, chronicle.events)
+        else:
+            happened += _model(was, model)
         if model.phase is Phase.READY and model.ready >= model.wanted:
             home = _home(model)
             happened += _move(model, homes.get(name, home), home)
@@ -135,11 +150,19 @@ def _lifted(one: Exclusion, model: str | None) -> _Happening:
     )
 
 
-def _model(was: Model | None, model: Model, *, adopted: bool) -> Iterator[_Happening]:
+def _found(model: Model, events: tuple[EventReport, ...]) -> Iterator[_Happening]:
+    """Of a model that a life of control begins with: what nobody has been told, because control was away or
+    its configuration has changed.
+    """
+    last = next((event.kind for event in events if event.model == model.name and event.kind in _STATES), None)
+    if model.phase is Phase.SLEEPING and last is not EventKind.SLEPT:
+        yield _Happening(EventKind.SLEPT, "info", f"asleep: {model.reason}", model=model.name)
+
+
+def _model(was: Model | None, model: Model) -> Iterator[_Happening]:
     name = model.name
     if was is None:
-        if not adopted:
-            yield _Happening(EventKind.ASKED, "info", f"asked to load {model.request.model}", model=name)
+        yield _Happening(EventKind.ASKED, "info", f"asked to load {model.request.model}", model=name)
         return
     known = was.failures
     for failure in reversed(model.failures):

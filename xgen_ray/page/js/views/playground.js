@@ -50,7 +50,7 @@ function message(one) {
       <h2>${mine ? t("chat.you") : t("chat.model")}</h2>
       <div class="text">${one.content}${!mine && !one.content && !one.error && !one.stopped ? html`<span class="typing" aria-label=${t("chat.thinking")}></span>` : nothing}</div>
       ${one.error ? html`<p class="note bad" role="alert">${one.error}</p>` : nothing}
-      ${one.figures ? footer(one) : nothing}
+      ${one.figures || one.stopped ? footer(one) : nothing}
     </article>
   `;
 }
@@ -58,15 +58,19 @@ function message(one) {
 const footer = (one) => html`
   <p class="figures" data-figures>
     ${[
-      one.figures.rate === null ? null : t("chat.rate", { rate: number(one.figures.rate, 1) }),
-      t("chat.first", { time: seconds(one.figures.first) }),
-      t("chat.tokens", { count: number(one.figures.tokens) }),
+      ...(one.figures ? speeds(one.figures) : []),
       one.stopped ? t("chat.stopped") : one.finish === "length" ? t("chat.cut") : null,
     ]
       .filter(Boolean)
       .join(" · ")}
   </p>
 `;
+
+const speeds = (figures) => [
+  figures.rate === null ? null : t("chat.rate", { rate: number(figures.rate, 1) }),
+  t("chat.first", { time: seconds(figures.first) }),
+  t("chat.tokens", { count: number(figures.tokens) }),
+];
 
 function composer(chat) {
   const keys = (event) => {
