@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.plans import plan
-from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, why_no_vllm
+from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, VLLM_CACHE, why_no_vllm
 from tests.stack import wait_until
 from xgen_ray.backends import EngineAdapter, EngineAddress, create_adapter
 from xgen_ray.backends.probe import AnswerCache
@@ -35,6 +35,7 @@ pytestmark = [
 ]
 PYTHON = (str(REAL_VLLM / "bin" / "python"),)
 COMMAND = (*PYTHON, "-m", "vllm.entrypoints.openai.api_server")
+ENVIRONMENT = {**os.environ, **VLLM_CACHE}
 NAME = "team/tiny"
 QUESTION = {"model": NAME, "messages": [{"role": "user", "content": "Tell a story."}], "temperature": 0}
 
@@ -58,20 +59,14 @@ class Running:
         )
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all here: what a build says of itself takes seconds to ask."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(cache: Path) -> AsyncIterator[Running]:
+async def running(engine_answers: Path) -> AsyncIterator[Running]:
     heard: list[Progress] = []
     adapter = create_adapter(
         made(),
         host="127.0.0.1",
-        base_env=os.environ,
-        cache_dir=cache,
+        base_env=ENVIRONMENT,
+        cache_dir=engine_answers,
         alias=NAME,
     )
     async with adapter:
@@ -80,8 +75,8 @@ async def running(cache: Path) -> AsyncIterator[Running]:
             yield running
 
 
-async def test_it_says_that_it_runs_on_the_cpu(cache: Path) -> None:
-    build = await ask_build(PYTHON, os.environ, AnswerCache(cache))
+async def test_it_says_that_it_runs_on_the_cpu(engine_answers: Path) -> None:
+    build = await ask_build(PYTHON, ENVIRONMENT, AnswerCache(engine_answers / "engines"))
     assert (build.works, build.platform, build.version) == (True, "CpuPlatform", "0.29.0")
 
 
@@ -160,12 +155,12 @@ async def test_a_killed_worker_is_an_error_in_the_stream_and_a_crash(running: Ru
 
 
 OWNER = """
-import asyncio, os, sys
+import asyncio, sys
 from pathlib import Path
-from tests.backends.test_real_vllm import made
+from tests.backends.test_real_vllm import ENVIRONMENT, made
 from xgen_ray.backends import create_adapter
 async def main():
-    adapter = create_adapter(made(), host="127.0.0.1", base_env=os.environ, cache_dir=Path(sys.argv[1]))
+    adapter = create_adapter(made(), host="127.0.0.1", base_env=ENVIRONMENT, cache_dir=Path(sys.argv[1]))
     async with adapter:
         await adapter.load(lambda _: None)
         await asyncio.Event().wait()
@@ -183,8 +178,8 @@ def owner(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-async def test_nothing_outlives_an_owner_that_is_killed(cache: Path) -> None:
-    with owner(cache) as process:
+async def test_nothing_outlives_an_owner_that_is_killed(engine_answers: Path) -> None:
+    with owner(engine_answers) as process:
 
         def workers() -> list[psutil.Process]:
             below = psutil.Process(process.pid).children(recursive=True)

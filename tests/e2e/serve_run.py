@@ -33,9 +33,11 @@ class ServeRun(Stack):
         config: Path = ONE_MACHINE,
         control: Mapping[str, Any] | None = None,
         router: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         # A cluster of its own, whatever else runs on this machine.
-        super().__init__(home, environment={"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"})
+        own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+        super().__init__(home, environment={**own, **(environment or {})})
         self.content = yaml.safe_load(config.read_text())
         self.content["http_options"] |= {"host": "127.0.0.1", "port": self.port}
         mine: dict[str, Any] = {
@@ -82,12 +84,14 @@ class ServeRun(Stack):
         """Whether both applications answer."""
         try:
             status = self.management("GET", "status")
-            health = httpx.get(f"{self.url}/health", timeout=5, trust_env=False)
+            health = self._ask("GET", "health", timeout=5)
         except httpx.TransportError:
             return False
         return (status.status_code, health.status_code) == (200, 200)
 
-    def serves(self, name: str) -> bool:
-        """Whether both applications answer and the model is ready."""
-        status = self.status(name) if self.answers() else None
-        return status is not None and status["phase"] == "ready"
+    def serves(self, *names: str) -> bool:
+        """Whether both applications answer and the models are ready."""
+        if not self.answers():
+            return False
+        models = self.management("GET", "status").json()["models"]
+        return {model["name"] for model in models if model["phase"] == "ready"} >= set(names)

@@ -1,5 +1,8 @@
-"""A reranker of a few kilobytes with random weights: what it says means nothing, how it says it is real."""
+"""Rerankers of one layer with random weights: what they say means nothing, how they say it is real."""
 
+import json
+import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,8 @@ from gguf import GGUFWriter, PoolingType, TokenType
 _WIDTH = 32
 _FEED_FORWARD = 64
 _CONTEXT = 128
+# vLLM's attention on the CPU wants heads of 32 at least.
+_HF_WIDTH = 64
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 # The phantom space marks the start of a word, as llama.cpp expects it.
 _WORDS = tuple(f"\u2581{letter}" for letter in "abcdefghijklmnopqrstuvwxyz") + tuple(
@@ -47,6 +52,66 @@ def write_reranker(path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_hf_reranker(folder: Path, tokenizer_of: Path) -> Path:
+    """A BERT cross-encoder as a Hugging Face folder, with the tokenizer of another BERT."""
+    folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(tokenizer_of / name, folder / name)
+    vocabulary = len((tokenizer_of / "vocab.txt").read_text().splitlines())
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "hidden_size": _HF_WIDTH,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "intermediate_size": 2 * _HF_WIDTH,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": _CONTEXT,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+        "type_vocab_size": 2,
+        "vocab_size": vocabulary,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(_safetensors(_hf_shapes(vocabulary)))
+    return folder
+
+
+def _hf_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    layer = "bert.encoder.layer.0."
+    square = (_HF_WIDTH, _HF_WIDTH)
+    matrices = {
+        **{f"{layer}attention.{part}": square for part in ("self.query", "self.key", "self.value")},
+        f"{layer}attention.output.dense": square,
+        f"{layer}intermediate.dense": (2 * _HF_WIDTH, _HF_WIDTH),
+        f"{layer}output.dense": (_HF_WIDTH, 2 * _HF_WIDTH),
+        "bert.pooler.dense": square,
+        "classifier": (1, _HF_WIDTH),
+    }
+    norms = ("bert.embeddings", f"{layer}attention.output", f"{layer}output")
+    sizes = {"word": vocabulary, "position": _CONTEXT, "token_type": 2}
+    return {
+        **{f"bert.embeddings.{name}_embeddings.weight": (size, _HF_WIDTH) for name, size in sizes.items()},
+        **{f"{name}.weight": shape for name, shape in matrices.items()},
+        **{f"{name}.bias": shape[:1] for name, shape in matrices.items()},
+        **{f"{name}.LayerNorm.{part}": (_HF_WIDTH,) for name in norms for part in ("weight", "bias")},
+    }
+
+
+def _safetensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    values = [_values(name.replace("LayerNorm", "norm"), shape).tobytes() for name, shape in shapes.items()]
+    end = 0
+    for (name, shape), data in zip(shapes.items(), values, strict=True):
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    text = json.dumps(header).encode()
+    return b"".join([struct.pack("<Q", len(text)), text, *values])
 
 
 def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
