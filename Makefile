@@ -25,6 +25,8 @@ help: ## Show this list
 serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://127.0.0.1:8000/v1
 	$(BIN)/xgen-ray up --load $(MODEL)
 
+# Without kept bytecode every process that a test starts compiles the program anew.
+test images: export PYTHONDONTWRITEBYTECODE =
 test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test but those of images
 	$(BIN)/python -m pytest -m "$(SHARED)" --numprocesses 2
 	$(BIN)/python -m pytest -m "not image and not ($(SHARED))"

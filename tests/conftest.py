@@ -1,5 +1,8 @@
-"""For all tests: Ctrl-C reaches the programs that they start; what takes long to ask is asked once."""
+"""For all tests: Ctrl-C reaches the programs that they start; what takes long to ask is asked once; what is
+loaded is not looked through for garbage again and again.
+"""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -8,6 +11,17 @@ import pytest
 # A shell has it ignored in what it starts in the background, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Modules and collected tests stay to the end; each full round of the collector over them takes a quarter of a
+# second.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A world for control that misbehaves, decided by its seed: nodes, owners, Serve, replicas, routers.
 
 Control's code and the lease book are the real ones. What is simulated is everything that takes time: a
-look, a download, a start. Every fault is drawn from the seed, and everything that happened is in ``log``.
+look, a download, a start. Every fault is drawn from the seed, and ``told`` says everything that happened.
 """
 
 import random
@@ -180,7 +180,8 @@ class World:
     # What the autoscaler may start, and what it was last told.
     types: dict[str, NodeType] = field(default_factory=dict)
     wanted_nodes: dict[str, int] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
+    # When what happened: a sentence, or an event or effect with what comes before it.
+    log: list[tuple[float, str, Event | Effect | None]] = field(default_factory=list)
     faults: bool = True
     names: tuple[str, ...] = ("a", "b", "c")
     # What the configuration says, under names of its own.
@@ -197,8 +198,13 @@ class World:
             world.join()
         return world
 
-    def note(self, text: str) -> None:
-        self.log.append(f"{self.now:9.1f} {text}")
+    def note(self, text: str, item: Event | Effect | None = None) -> None:
+        # Only a seed that fails needs the words, and those of all seeds would take a tenth of the time.
+        self.log.append((self.now, text, item))
+
+    def told(self) -> list[str]:
+        """Everything that happened, a line each."""
+        return [f"{at:9.1f} {text}{'' if item is None else _short(item)}" for at, text, item in self.log]
 
     def join(self, kind: str = "") -> None:
         node_id = f"n{len(self.nodes)}.{self.rng.randrange(10**6)}"
@@ -237,7 +243,7 @@ class World:
         )
 
     def feed(self, event: Event) -> None:
-        self.note(f"-> {_short(event)}")
+        self.note("-> ", event)
         before = self.state
         self.state, effects = step(before, event)
         self.chronicle = note(self.chronicle, before, self.state, self.now)
@@ -250,7 +256,7 @@ class World:
 
     def carry_out(self, effect: Effect) -> None:  # noqa: C901  # one line a kind of effect
         if not isinstance(effect, Publish | Remember | RememberLessons):
-            self.note(f"   {_short(effect)}")
+            self.note("   ", effect)
         match effect:
             case Remember(record=record):
                 self.registry[record.name] = record
@@ -623,6 +629,7 @@ class World:
             self.now += pause_s
             self.observe()
             for _ in range(40):
+                before = self.traces()
                 while self.inbox:
                     self.deliver()
                 self.look()
@@ -631,6 +638,15 @@ class World:
                     self.run_app(name)
                 self.autoscale()
                 self.tend_books()
+                if self.traces() == before:
+                    # Nothing moved and nothing was drawn, so the rounds that are left would be the same.
+                    break
+
+    def traces(self) -> tuple[object, ...]:
+        """What every change leaves something in."""
+        under_way = (len(self.inbox), len(self.looks), len(self.preparing), len(self.apps))
+        books = [node.book for node in self.nodes.values()]
+        return self.rng.getstate(), len(self.log), under_way, books
 
 
 def scale_of(name: str) -> dict[str, object]:

@@ -40,7 +40,7 @@ def run(seed: int) -> None:
         check_chronicle(world)
         check_waking(world)
     except Exception as error:
-        events = "\n".join(world.log)
+        events = "\n".join(world.told())
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{events}") from error
 
 

@@ -1,11 +1,16 @@
-"""Finds out when a child is ready to work."""
+"""Finds out when a child is ready to work.
+
+The HTTP client is imported by the first probe: a command that starts no child is there sooner without it.
+"""
 
 import asyncio
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from xgen_ray.process.types import Readiness
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _GIB = 2**30
 # One probe never takes longer than this: a server that accepts and stays silent is asked again.
@@ -28,6 +33,8 @@ class HealthProbe:
 
     async def until_ready(self) -> None:
         """Return at the first 200. Has no deadline of its own: the caller's ``asyncio.timeout`` is it."""
+        import aiohttp
+
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout, headers=self._readiness.headers) as session:
             while True:
@@ -35,7 +42,9 @@ class HealthProbe:
                     return
                 await asyncio.sleep(self._readiness.interval_s)
 
-    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+    async def _answers(self, session: "aiohttp.ClientSession") -> bool:
+        import aiohttp
+
         try:
             async with session.get(self._readiness.url, allow_redirects=False) as response:
                 if response.status == 200:
