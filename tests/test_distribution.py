@@ -88,8 +88,7 @@ def test_the_wheel_runs_where_it_is_installed(built: Path, tmp_path: Path) -> No
     """In an environment that has it and nothing else; its dependencies are those of this one."""
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
-    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", the(built, "*.whl"))
+    run(UV, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python, the(built, "*.whl"))
     # Folders of PYTHONPATH, unlike site-packages, bring no editable installs along.
     environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
     where = run(python, "-c", "import xgen_ray as x; print(x.__file__)", cwd=tmp_path, env=environment)

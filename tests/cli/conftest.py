@@ -1,10 +1,12 @@
 """The served fleet, and ways to call the command line on it."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from tests.cli.fleet import KEY, Fleet, serving
@@ -12,6 +14,14 @@ from xgen_ray.api import ApiKeys
 from xgen_ray.cli import app
 
 Call = Callable[..., Result]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _built_once() -> Iterator[None]:
+    """The runner would put all commands and options together again for each call, most of a test's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session")

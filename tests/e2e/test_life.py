@@ -26,11 +26,6 @@ RECOVERY_S = 90.0
 STOP_S = 30.0
 
 
-def chat(stack: Stack, model: str, **more: Any) -> httpx.Response:
-    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, **more}
-    return httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=120, trust_env=False)
-
-
 def start(home: Path, *arguments: str) -> Stack:
     return Stack(home, "--models", str(SAMPLE_MODEL.parent), *arguments)
 
@@ -82,7 +77,7 @@ def test_nothing_answers_from_another_address(stack: Stack) -> None:
 def test_rounds_of_load_chat_unload_leave_nothing_behind(stack: Stack) -> None:
     def one_round(number: int) -> None:
         load(stack, f"round-{number}")
-        assert chat(stack, f"round-{number}").status_code == 200
+        assert stack.chat(f"round-{number}").status_code == 200
         assert stack.unload(f"round-{number}").status_code == 200
         wait_until(lambda: not stack.named(f"round-{number}"), 10, "every process of the round gone")
 
@@ -121,7 +116,7 @@ class Traffic:
     def _ask(self, model: str) -> None:
         while not self._stop.is_set():
             try:
-                status = chat(self.stack, model).status_code
+                status = self.stack.chat(model).status_code
             except httpx.TransportError:
                 status = 0
             self.answers.append((time.monotonic(), model, status))
@@ -190,7 +185,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_brings_it_back(tmp_path: Path
         status = wait_until(lambda: stack.status("kept"), 5, "the model remembered")
         assert status["phase"] == "ready", status["reason"]
         assert status["origin"] == "api"
-        assert chat(stack, "kept").status_code == 200
+        assert stack.chat("kept").status_code == 200
 
 
 def test_ctrl_c_lets_a_running_stream_finish(tmp_path: Path) -> None:

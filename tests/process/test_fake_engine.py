@@ -13,6 +13,7 @@ import pytest
 
 from tests.process.conftest import EngineMaker
 from tests.process.watching import eventually
+from tests.stack import NO_TLS
 from xgen_ray.process import ChildProcess, FailureClass
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -43,7 +44,7 @@ class Talk:
 async def talking(child: ChildProcess) -> AsyncIterator[Talk]:
     assert child.spec.readiness is not None
     url = child.spec.readiness.url.removesuffix("/health")
-    async with child, httpx.AsyncClient(base_url=url, timeout=10) as client:
+    async with child, httpx.AsyncClient(base_url=url, timeout=10, verify=NO_TLS) as client:
         await child.wait_ready()
         yield Talk(child, client)
 

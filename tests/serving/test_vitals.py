@@ -13,7 +13,7 @@ import pytest
 
 from tests.backends.plans import plan
 from tests.serving.test_dispatcher import choose, dispatcher, table
-from tests.stack import STAND_IN_ENGINE
+from tests.stack import NO_TLS, STAND_IN_ENGINE
 from xgen_ray.backends.engine import EngineAdapter, create_adapter
 from xgen_ray.errors import EngineFailed
 from xgen_ray.process import Failure, FailureClass
@@ -62,7 +62,7 @@ class Watched:
 async def watching(folder: Path) -> AsyncIterator[Watched]:
     async with stand_in(folder) as engine:
         address = await engine.load(lambda _: None)
-        async with httpx.AsyncClient(base_url=address.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=address.url, trust_env=False, verify=NO_TLS) as client:
             watched = Watched(engine, client)
             try:
                 yield watched
