@@ -9,9 +9,8 @@ from xgen_ray.hardware import (
     HostFacts,
     NodeSnapshot,
     merge,
-    render_detection,
-    render_snapshot,
 )
+from xgen_ray.hardware.report import render_detection, render_snapshot
 
 GIB = 2**30
 HOST = HostFacts("node-1", "Linux", "x86_64", "Test CPU", 16, frozenset(), 64 * GIB, 48 * GIB, None)

@@ -27,7 +27,8 @@ def detect(
       xgen-ray detect
       xgen-ray detect --json | jq .detection.gpus
     """
-    from xgen_ray.hardware import detect_in_child, render_snapshot, snapshot_to_json
+    from xgen_ray.hardware import detect_in_child, snapshot_to_json
+    from xgen_ray.hardware.report import render_snapshot
 
     snapshot = detect_in_child(deadline_s=timeout)
     if as_json:

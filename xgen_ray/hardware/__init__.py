@@ -1,6 +1,9 @@
 """What this node has: GPUs of any vendor, the machine around them, and what they are doing now.
 
 ``detect_in_child`` is the one to call from a long-lived process. See README.md beside this file.
+
+``report`` shows it to a person. It is imported by its own name: it brings rich along, which would be a third
+of the start of every process that asks a vendor's library.
 """
 
 from xgen_ray.hardware.apple import Platform
@@ -10,7 +13,6 @@ from xgen_ray.hardware.host import read_host
 from xgen_ray.hardware.merge import choose_primary, merge
 from xgen_ray.hardware.pci import normalise_pci
 from xgen_ray.hardware.processes import GPUProcesses, take_processes
-from xgen_ray.hardware.report import render_detection, render_snapshot
 from xgen_ray.hardware.snapshot import detect_in_child, take_snapshot
 from xgen_ray.hardware.software import is_software_renderer
 from xgen_ray.hardware.types import (
@@ -49,8 +51,6 @@ __all__ = [
     "normalise_pci",
     "parse_gfx",
     "read_host",
-    "render_detection",
-    "render_snapshot",
     "snapshot_from_json",
     "snapshot_to_json",
     "take_processes",
