@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import tqdm
-from rich.console import Console
 
 from tests.fakes.hub import Announced, Repo, StandInHub
 from tests.models.build import LLAMA_CONFIG, safetensors, write_gguf
@@ -28,7 +26,7 @@ from xgen_ray.errors import (
     ModelNotFound,
     XgenRayError,
 )
-from xgen_ray.models import DownloadProgress, ModelTask, download, inspect, parse_source, progress_bar
+from xgen_ray.models import DownloadProgress, ModelTask, download, inspect, parse_source
 from xgen_ray.models.cache import CachedRepo
 from xgen_ray.models.transfer import BlobTransfer, Meter, Site
 
@@ -174,15 +172,6 @@ class TestProgress:
 
         with pytest.raises(LookupError):
             fetch("hf:o/n", on_progress=show)
-
-    def test_becomes_a_bar(self) -> None:
-        console = Console(file=io.StringIO(), force_terminal=True, width=120)
-        with progress_bar("hf:o/n [x]", console) as show:
-            show(DownloadProgress(2**20, 4 * 2**20))
-            show(DownloadProgress(4 * 2**20, 4 * 2**20, "m.gguf [bold] (why)"))
-        output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]  # StringIO
-        assert "m.gguf [bold] (why)" in output
-        assert "4.0/4.0 MiB" in output
 
 
 class TestInterruptions:

@@ -5,7 +5,6 @@ from xgen_ray.models.download import download
 from xgen_ray.models.gguf_file import read_gguf
 from xgen_ray.models.hf_folder import read_hf_folder
 from xgen_ray.models.inspection import inspect
-from xgen_ray.models.progress import progress_bar
 from xgen_ray.models.remote import RemoteModel, inspect_remote, survey_remote
 from xgen_ray.models.shelf import Shelf, ShelvedModel, read_shelf
 from xgen_ray.models.sources import ModelSource, default_name, parse_source
@@ -25,7 +24,6 @@ __all__ = [
     "inspect",
     "inspect_remote",
     "parse_source",
-    "progress_bar",
     "read_gguf",
     "read_hf_folder",
     "read_shelf",
