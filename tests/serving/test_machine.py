@@ -667,3 +667,14 @@ def test_what_an_engine_really_took_is_kept_for_the_next_plan(control: Control) 
         next(iter(world.state.models["small"].apps.values())).plan.footprint for world in (before, after)
     ]
     assert bills[1].total_bytes > bills[0].total_bytes
+
+
+def test_a_model_that_is_seen_as_it_was_stays_the_object_that_it_was() -> None:
+    """So nobody compares it with what it was: not the routes, nor the chronicle."""
+    control = Control()
+    app = control.ready()
+    control.observe({app: ServeState.RUNNING}, {app: ["r1"]})
+    before = control.state
+    assert control.observe({app: ServeState.RUNNING}, {app: ["r1"]}) == ()
+    assert control.state.models["small"] is before.models["small"]
+    assert control.state.table is before.table

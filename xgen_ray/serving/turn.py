@@ -140,6 +140,19 @@ class Turn:
         self.effects.append(Look(model.name, model.attempt, model.request))
         return model
 
+    def _changes_models(self) -> bool:
+        """Whether any model is other than it was. One that was made anew and is equal is put back, so that
+        nobody looks for what has changed in it: most observations find everything as it was.
+        """
+        before = self.before.models
+        for name, model in self.models.items():
+            was = before.get(name)
+            if was is not None and was is not model and was == model:
+                self.models[name] = was
+        return self.models.keys() != before.keys() or any(
+            model is not before[name] for name, model in self.models.items()
+        )
+
     def finish(self) -> tuple[ControlState, tuple[Effect, ...]]:
         before = self.before
         lessons = (self.exclusions, self.observations)
@@ -151,7 +164,7 @@ class Turn:
             if asked != before.asked_nodes:
                 self.effects.append(AskForNodes(asked))
         table = before.table
-        routes = routes_of(self.models.values())
+        routes = routes_of(self.models.values()) if self._changes_models() else table.routes
         if routes != table.routes or self.epoch != table.epoch:
             table = RoutingTable(self.epoch, table.version + 1, routes)
             # Routers learn first: nobody who was told of a change can meet a router that was not.
