@@ -27,11 +27,11 @@ serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://
 
 # Without kept bytecode every process that a test starts compiles the program anew.
 test images: export PYTHONDONTWRITEBYTECODE =
-test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test but those of images
+test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done .cache/buildah $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest -m "$(SHARED)" --numprocesses 2
-	$(BIN)/python -m pytest -m "not image and not ($(SHARED))"
+	$(BIN)/python -m pytest -m "not ($(SHARED))"
 
-images: .venv/.test .cache/buildah ## Build the common image as root, about five minutes, and run two nodes of it
+images: .venv/.test .cache/buildah $(MODEL) ## Of all tests only this, as root: build the common image, run two nodes of it
 	$(BIN)/python -m pytest -m image
 
 lint: .venv/.test ## Style, types and import layers

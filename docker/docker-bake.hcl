@@ -4,7 +4,8 @@
 #     docker buildx bake --file docker/docker-bake.hcl cpu         one of them
 #     docker buildx bake --file docker/docker-bake.hcl --print     what would be built
 #
-# Every variable can be set from the environment; a base may carry its digest: NAME:TAG@sha256:...
+# Every variable can be set from the environment; a base may carry its digest: NAME:TAG@sha256:... What has
+# its default in a Dockerfile is set there: --set 'amd.args.VLLM_VERSION=0.29.0'.
 
 variable "REGISTRY" { default = "ghcr.io/xgen-ray" }
 variable "VERSION" { default = "dev" }
@@ -20,15 +21,6 @@ variable "ROCM_BASE" { default = "rocm/dev-ubuntu-24.04:${ROCM_VERSION}" }
 # b11312, which llama-cpp-python 0.3.36 carries too: both engines know the same models.
 variable "LLAMA_CPP_COMMIT" { default = "0c1e57098bba43ac29e6e3b677cdceebdd22334f" }
 variable "LLAMA_CPP_SOURCE" { default = "https://github.com/ggml-org/llama.cpp.git#${LLAMA_CPP_COMMIT}" }
-
-# Those without a default here have theirs in the Dockerfile that they are for.
-variable "CUDA_BUILD_BASE" { default = null }
-variable "CUDA_ARCHITECTURES" { default = null }
-variable "ROCM_BUILD_BASE" { default = null }
-variable "AMDGPU_TARGETS" { default = null }
-variable "VLLM_VERSION" { default = null }
-variable "VLLM_ROCM_VARIANT" { default = null }
-variable "TORCH_BACKEND" { default = null }
 
 group "default" { targets = ["cpu", "nvidia", "amd"] }
 
@@ -87,27 +79,14 @@ target "nvidia" {
   inherits   = ["image"]
   dockerfile = "docker/Dockerfile.nvidia"
   contexts   = { node = "target:node-nvidia" }
-  args = {
-    CUDA_VERSION       = CUDA_VERSION
-    CUDA_BUILD_BASE    = CUDA_BUILD_BASE
-    CUDA_ARCHITECTURES = CUDA_ARCHITECTURES
-    VLLM_VERSION       = VLLM_VERSION
-    TORCH_BACKEND      = TORCH_BACKEND
-  }
-  tags = ["${REGISTRY}/xgen-ray:${VERSION}-nvidia"]
+  args       = { CUDA_VERSION = CUDA_VERSION }
+  tags       = ["${REGISTRY}/xgen-ray:${VERSION}-nvidia"]
 }
 
 target "amd" {
   inherits   = ["image"]
   dockerfile = "docker/Dockerfile.amd"
   contexts   = { node = "target:node-amd" }
-  args = {
-    BASE              = BASE
-    ROCM_VERSION      = ROCM_VERSION
-    ROCM_BUILD_BASE   = ROCM_BUILD_BASE
-    AMDGPU_TARGETS    = AMDGPU_TARGETS
-    VLLM_VERSION      = VLLM_VERSION
-    VLLM_ROCM_VARIANT = VLLM_ROCM_VARIANT
-  }
-  tags = ["${REGISTRY}/xgen-ray:${VERSION}-amd"]
+  args       = { BASE = BASE, ROCM_VERSION = ROCM_VERSION }
+  tags       = ["${REGISTRY}/xgen-ray:${VERSION}-amd"]
 }

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tomllib
 
 import pytest
 
@@ -229,14 +230,27 @@ def test_what_is_copied_reaches_the_build(name: str) -> None:
     """The context's .dockerignore leaves out all that is not named."""
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
+    sources = set()
     for stage in read(name).stages.values():
         for value in stage.all("COPY"):
-            if "--from=" in value:
-                continue
-            sources = [word for word in value.split()[:-1] if not word.startswith("--")]
-            for source in sources:
-                assert (REPOSITORY / source).exists(), source
-                assert f"!{source.split('/')[0]}" in ignored, source
+            if "--from=" not in value:
+                sources |= {word for word in value.split()[:-1] if not word.startswith("--")}
+        for mount in re.findall(r"--mount=(type=bind\S*)", " ".join(stage.all("RUN"))):
+            options = dict(option.split("=") for option in mount.split(","))
+            if "from" not in options:
+                sources |= {options["source"]} if "source" in options else what_the_wheel_is_made_of()
+    for source in sources:
+        assert (REPOSITORY / source).exists(), source
+        assert f"!{source.split('/')[0]}" in ignored, source
+
+
+def what_the_wheel_is_made_of() -> set[str]:
+    """All that is wanted of the whole context, where that is what a step sees."""
+    content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wheel = content["tool"]["hatch"]["build"]["targets"]["wheel"]
+    project = content["project"]
+    texts = {project["readme"], *project["license-files"]}
+    return {"pyproject.toml", *texts, *wheel["packages"], *wheel["force-include"]}
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint has no program for this machine")

@@ -1,9 +1,11 @@
 """Building and running images without a Docker engine: buildah, its storage in a folder of its own.
 
-Needs root. Nothing is pulled: the base is made by debootstrap, from the packages of the distribution.
+Needs root. Nothing is pulled: the base is made by debootstrap, from the packages of the distribution. That,
+and what builds have downloaded and compiled, is kept for the next run; the images are not.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -14,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import psutil
 
@@ -24,6 +26,7 @@ from tests.stack import REPOSITORY
 BASE, NEWER_BASE = "localhost/base:bookworm", "localhost/base:trixie"
 # Who the images run as.
 USER = 10001
+KEPT = REPOSITORY / ".cache" / "images"
 # What this machine trusts, and how its pip finds packages: so that a build behind a proxy works as well.
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 PIP_CONFIG = "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n"
@@ -34,25 +37,53 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "images are built as root: debootstrap makes device files"
     missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
-    return f"not installed: {' and '.join(missing)} (Debian's packages)" if missing else None
+    if missing:
+        return f"not installed: {' and '.join(missing)} (Debian's packages)"
+    # Root in a container may have neither mounts of its own nor a file system that overlays can lie on.
+    for command in (["unshare", "--mount", "true"], Builder().command("info")):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            return f"{command[0]}: {done.stderr.strip()[-500:]}"
+    return None
 
 
 class Builder:
-    """buildah with all of its storage below ``folder``, which is gone when the context is left."""
+    """buildah with all of its storage below ``folder``. Only one at a time has it; the images and containers
+    of another, which may have been killed, are gone when the context is entered, and its own when it is left.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path = KEPT) -> None:
         self.folder = folder
         # Caches of a build (pip's, apt's, ccache's) are kept below TMPDIR.
         self.caches = folder / "caches"
+        self._lock: TextIO | None = None
 
     def __enter__(self) -> Self:
         self.caches.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise AssertionError(f"another run builds images in {self.folder}") from None
+        self._clear()
         return self
 
     def __exit__(self, *_: object) -> None:
+        assert self._lock is not None
+        with self._lock:
+            self._clear()
+
+    def _clear(self) -> None:
         self.buildah("rm", "--all")
-        self.buildah("rmi", "--all", "--force")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        kept = {self.images().get(name) for name in (BASE, NEWER_BASE)}
+        for image in {*self.images().values()} - kept:
+            self.buildah("rmi", "--force", image)
+
+    def images(self) -> dict[str, str]:
+        """Their ids by their names; one without a name has its id for it."""
+        found = json.loads(self.buildah("images", "--all", "--json"))
+        return {name: image["id"] for image in found for name in image["names"] or [image["id"]]}
 
     def command(self, *words: str) -> list[str]:
         storage = ["--root", str(self.folder / "storage"), "--runroot", str(self.folder / "run")]
@@ -71,7 +102,10 @@ class Builder:
 
     def make_base(self, name: str = BASE) -> None:
         """The least that Debian calls a system, as an image of one layer; the tag is the release."""
+        if name in self.images():
+            return
         root = self.folder / "base"
+        shutil.rmtree(root, ignore_errors=True)
         command = ["debootstrap", "--variant=minbase", name.partition(":")[2], str(root)]
         subprocess.run(command, check=True, capture_output=True, timeout=1200)
         trusted = root / CERTIFICATES.relative_to("/")

@@ -21,11 +21,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+def builder() -> Iterator[Builder]:
     """With a base to build on."""
     if (why := why_not()) is not None:
         pytest.skip(f"no images are built here: {why}")
-    with Builder(tmp_path_factory.mktemp("images")) as made:
+    with Builder() as made:
         made.make_base()
         yield made
 
