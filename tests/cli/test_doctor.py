@@ -1,4 +1,4 @@
-"""``doctor`` on this machine."""
+"""``doctor`` on this machine: it has each engine compute."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.engine
 def test_the_table(call: Call, tmp_path: Path, cache: str) -> None:
     done = call("doctor", "--cache-dir", cache, "--state-dir", str(tmp_path))
     lines = done.stdout.splitlines()
@@ -25,6 +26,7 @@ def test_the_table(call: Call, tmp_path: Path, cache: str) -> None:
     assert (done.exit_code == 1) == (" problem" in lines[-1])
 
 
+@pytest.mark.engine
 def test_json_and_a_head_that_is_not_there(call: Call, tmp_path: Path, url: str, cache: str) -> None:
     head = f"127.0.0.1:{free_port()}"
     done = call("doctor", "--json", "--address", head, "--cache-dir", cache, "--state-dir", str(tmp_path))
@@ -40,6 +42,7 @@ def test_json_and_a_head_that_is_not_there(call: Call, tmp_path: Path, url: str,
     assert f"the head at {head}: nothing listens at {head}" in ray["found"]
 
 
+@pytest.mark.engine
 def test_an_engine_that_is_named_is_the_one_that_is_tried_and_a_state_dir_that_cannot_be_is_told(
     call: Call, tmp_path: Path, cache: str
 ) -> None:

@@ -64,6 +64,7 @@ def questions(tmp_path: Path, env: dict[str, str], root: Path = Path("/")) -> Qu
 
 
 class TestThisMachine:
+    @pytest.mark.engine
     async def test_everything_is_looked_at(self, tmp_path: Path) -> None:
         async def told() -> Head:
             return Head("gpu-1:6379", "0.0.1", platform.python_version())

@@ -18,7 +18,7 @@ from tests.process.watching import Deaths, eventually, guards_of
 from xgen_ray.process import FailureClass
 
 REPOSITORY = Path(__file__).parents[2]
-SOON_S = 3.0
+SOON_S = 10.0
 
 
 @contextlib.contextmanager
