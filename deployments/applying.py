@@ -1,7 +1,7 @@
 """Brings a Serve config onto a running cluster: what would change, the change, and its end.
 
-As ``serve run --non-blocking`` does, but for two things. The config has been looked at as a whole before, and
-what was deployed goes on when Serve does not take it: ``serve run`` shuts down all of Serve then.
+``serve run`` does not look at the config as a whole before, and shuts down all of Serve when that does not
+take it; here what was deployed before goes on.
 
 Importing this module imports Ray, which reads ``environment`` once.
 """
@@ -9,13 +9,15 @@ Importing this module imports Ray, which reads ``environment`` once.
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.common import DeploymentStatus
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
@@ -38,6 +40,7 @@ CONTROL_ANSWERS_IN_S: Final = 30.0
 _ASK_AGAIN_S: Final = 0.3
 _NAMESPACE: Final = "serve"
 _FAILED: Final = frozenset({ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY})
+_DEPLOYMENT_FAILED: Final = frozenset({DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY})
 
 
 def read_config(path: Path) -> ServeConfig:
@@ -71,8 +74,6 @@ class Cluster:
 
     async def changes(self, config: ServeConfig) -> tuple[DeclaredChange, ...]:
         """What control would do to each model. Where it does not run yet, it loads them all."""
-        if config.control is None:
-            return ()
         if CONTROL_APP not in serve.status().applications:
             names = [request.loaded_as for request in config.control.models]
             return tuple(
@@ -88,27 +89,25 @@ class Cluster:
 
     async def deploy(self, config: ServeConfig, deadline_s: float = DEPLOYED_IN_S) -> None:
         """Return once Serve runs what the config says. Raises ConfigError when it does not take it, with
-        what was deployed before in place again.
+        what configs had deployed before in place again.
         """
         schema = ServeDeploySchema.model_validate(config.content)
         await asyncio.to_thread(self._start_serve, schema)
         client = _get_global_client(raise_if_no_controller_running=True)
         if client is None:
             raise NotReady("Serve has stopped; try again")
-        before = client.get_serve_details()["applications"]
-        client.deploy_apps(schema, _blocking=False)
-        names = [application.name for application in schema.applications]
-        try:
-            async with asyncio.timeout(deadline_s):
-                fault = await _outcome(names)
-        except TimeoutError:
-            fault = f"it was not ready after {deadline_s:g} s"
+        former = of_configs(client.get_serve_details()["applications"])
+        fault = await _deployed(client, schema, deadline_s)
         if fault is None:
             return
-        former = [_former(before[name]) for name in names if name in before]
-        if kept := [one for one in former if one is not None]:
-            client.deploy_apps(schema.model_copy(update={"applications": kept}), _blocking=False)
-        raise ConfigError(f"Serve does not take {config.path}: {fault}. What was deployed before goes on")
+        told = f"Serve does not take {config.path}: {fault}."
+        # A second attempt at the same finds the first one's remains.
+        if _said(former) in ([], _said(schema.applications)):
+            raise ConfigError(f"{told} Nothing else was deployed before")
+        undone = await _deployed(client, schema.model_copy(update={"applications": former}), deadline_s)
+        if undone is not None:
+            raise ConfigError(f"{told} What was deployed before was put back, and does not come up: {undone}")
+        raise ConfigError(f"{told} What was deployed before is in place again")
 
     def _start_serve(self, schema: ServeDeploySchema) -> None:
         """Serve runs already, or is started as the config says."""
@@ -119,10 +118,28 @@ class Cluster:
         )
 
 
-def _former(details: Mapping[str, Any]) -> ServeApplicationSchema | None:
-    """None for one that no config has deployed."""
-    config = details["deployed_app_config"]
-    return ServeApplicationSchema.model_validate(config) if config else None
+def of_configs(applications: Mapping[str, Mapping[str, Any]]) -> list[ServeApplicationSchema]:
+    """The applications that configs have deployed, as those said, out of Serve's details of all. Also those
+    that the next config no longer has: Serve has let go of them when it refuses that.
+    """
+    configs = [details["deployed_app_config"] for details in applications.values()]
+    return [ServeApplicationSchema.model_validate(config) for config in configs if config]
+
+
+def _said(applications: Iterable[ServeApplicationSchema]) -> list[dict[str, Any]]:
+    return sorted((one.model_dump() for one in applications), key=lambda one: str(one["name"]))
+
+
+async def _deployed(
+    client: ServeControllerClient, schema: ServeDeploySchema, deadline_s: float
+) -> str | None:
+    """None once all of it runs; why not, when Serve gives it up or the deadline has passed."""
+    client.deploy_apps(schema, _blocking=False)
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await _outcome([application.name for application in schema.applications])
+    except TimeoutError:
+        return f"it was not ready after {deadline_s:g} s"
 
 
 async def _outcome(names: list[str]) -> str | None:
@@ -131,7 +148,7 @@ async def _outcome(names: list[str]) -> str | None:
         applications = serve.status().applications
         for name in names:
             if name in applications and applications[name].status in _FAILED:
-                return f"{name}: {_last_words(applications[name].message)}"
+                return f"{name}: {why_failed(applications[name])}"
         if all(_runs(applications.get(name)) for name in names):
             return None
         await asyncio.sleep(_ASK_AGAIN_S)
@@ -139,6 +156,12 @@ async def _outcome(names: list[str]) -> str | None:
 
 def _runs(application: ApplicationStatusOverview | None) -> bool:
     return application is not None and application.status is ApplicationStatus.RUNNING
+
+
+def why_failed(application: ApplicationStatusOverview) -> str:
+    """In the words of the deployment that failed, where one did: the application only says which."""
+    failed = [one.message for one in application.deployments.values() if one.status in _DEPLOYMENT_FAILED]
+    return _last_words(next(filter(None, failed), application.message))
 
 
 def _last_words(message: str) -> str:

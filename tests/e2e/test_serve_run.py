@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import yaml
 
 from tests.e2e.serve_run import ServeRun
 from tests.fakes.hub import Repo, StandInHub
@@ -201,6 +202,27 @@ def test_a_file_with_a_fault_changes_nothing(stack: ServeRun) -> None:
     stack.config.write_text(good)
     assert control.is_running()
     assert engines(stack) == before
+
+
+def test_a_file_that_serve_does_not_take_is_undone(stack: ServeRun) -> None:
+    """Without a fault, as far as can be seen: only that control cannot start with it."""
+    before, good = engines(stack), stack.config.read_text()
+    (control,) = stack.named("ServeReplica:xgen-control")
+    blocked = stack.home / "blocked"
+    blocked.touch()
+    bad = yaml.safe_load(good)
+    bad["applications"][0]["args"] |= {"models": [], "state_dir": str(blocked / "registry")}
+    stack.config.write_text(yaml.safe_dump(bad))
+    done = stack.apply()
+    stack.config.write_text(good)
+    assert done.returncode == 2, done.stdout
+    assert "xgen-control: " in done.stderr
+    assert f"Not a directory: '{blocked}/registry'" in done.stderr
+    assert "What was deployed before is in place again" in done.stderr
+    assert not control.is_running(), "Serve had let go of it"
+    wait_until(lambda: at_rest(stack, *before), SOON_S, "all models as before")
+    assert engines(stack) == before
+    assert stack.chat(DECLARED).status_code == 200
 
 
 def test_a_wrong_field_is_refused_with_its_name(tmp_path: Path) -> None:
