@@ -1,5 +1,6 @@
 """Nodes that an autoscaler could start: imagined from what they declare, never as more than they are."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
@@ -18,7 +19,7 @@ from tests.placement.builders import (
     strix_halo,
 )
 from xgen_ray.hardware.types import NodeSnapshot
-from xgen_ray.placement import Exclusion, NodeType, Plan, node_demand, plan
+from xgen_ray.placement import AskedNode, Exclusion, NodeDemand, NodeType, Plan, node_demand, plan
 from xgen_ray.placement.estimates import model_key
 from xgen_ray.placement.sizes import GIB
 from xgen_ray.placement.tags import tags_of
@@ -26,6 +27,8 @@ from xgen_ray.placement.types import Backend, EngineOptions
 
 ANY = EngineOptions()
 ON_GPU = EngineOptions(backend=Backend.LLAMA_SERVER_VULKAN)
+LEAN = EngineOptions(backend=Backend.LLAMA_SERVER_VULKAN, context=2048, slots=1)
+ON_CPU = EngineOptions(backend=Backend.LLAMA_SERVER_CPU)
 AMD = NodeType(
     "amd",
     {"CPU": 8, "amd_rdna": 1, "gfx1100": 1},
@@ -70,6 +73,42 @@ def test_as_many_nodes_as_the_replicas_need_and_may_be() -> None:
     assert asked(0.5, ANY, AMD, replicas=2) == {"amd": 1}, "both fit on one"
     assert asked(15.0, ON_GPU, AMD, replicas=2) == {"amd": 2}
     assert asked(15.0, ON_GPU, AMD, replicas=9) == {"amd": 3}, "all that there may be"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "types", "fresh", "shared"),
+    [
+        ((15.0, LEAN, 1), (8.0, LEAN, 1), (AMD,), {}, {"amd": 1}),
+        ((15.0, LEAN, 1), (15.0, LEAN, 1), (AMD,), {"amd": 1}, {}),
+        ((15.0, LEAN, 2), (8.0, LEAN, 3), (AMD,), {"amd": 1}, {"amd": 2}),
+        ((15.0, LEAN, 1), (8.0, LEAN, 9), (AMD,), {"amd": 4}, {"amd": 1}),
+        ((1.0, ON_CPU, 1), (1.0, ON_CPU, 1), (CPU,), {}, {"cpu": 1}),
+        ((1.0, ON_CPU, 1), (4.0, ANY, 1), (CPU, AMD), {"amd": 1}, {}),
+        ((40.0, ANY, 1), (4.0, ANY, 1), (AMD, NVIDIA), {"amd": 1}, {}),
+        ((40.0, ANY, 1), (4.0, ANY, 1), (NVIDIA,), {}, {"nvidia": 1}),
+    ],
+)
+def test_what_fits_beside_another_model_asks_for_no_node_of_its_own(
+    first: tuple[float, EngineOptions, int],
+    second: tuple[float, EngineOptions, int],
+    types: tuple[NodeType, ...],
+    fresh: dict[str, int],
+    shared: dict[str, int],
+) -> None:
+    kinds = [(one, 6) for one in types]
+
+    def demand(of: tuple[float, EngineOptions, int], asked: tuple[AskedNode, ...] = ()) -> NodeDemand:
+        size_gib, options, replicas = of
+        return node_demand(dense(size_gib * 1.5), options, kinds, replicas=replicas, asked=asked)
+
+    asked = demand(first).fresh
+    found = demand(second, asked)
+    assert Counter(node.kind for node in found.fresh) == fresh
+    assert Counter(node.kind for node in found.shared) == shared
+    ids = [node.node_id for node in (*asked, *found.fresh)]
+    assert len(set(ids)) == len(ids), "no two nodes have one name"
+    assert {node.node_id for node in found.shared} <= {node.node_id for node in asked}
+    assert sum(len(node.plans) for node in (*found.fresh, *found.shared)) == second[2]
 
 
 def test_every_type_that_will_not_do_says_why() -> None:

@@ -112,6 +112,27 @@ def test_a_second_model_asks_for_a_node_beside_the_first_ones() -> None:
         start(control, control.look(name, 15 * GIB, *full, amd(f"n{number}"), at=61.0))
 
 
+def test_two_models_that_fit_one_node_wait_for_one_together() -> None:
+    control = begun()
+    for name, size, nodes in (("one", GIB, 1), ("two", GIB, 1), ("three", 20 * GIB, 2)):
+        control.load(name, f"c-{name}", on_gpu(name))
+        effects = control.look(name, size, view("head"), at=2.0)
+        assert control.state.asked_nodes == {"amd": nodes}, name
+        assert none(effects, AskForNodes) == (name == "two"), "asked once for both"
+    assert "waiting for a node of the type amd" in control.state.models["two"].reason
+    for at in (40.0, 80.0):
+        control.observe({}, at=at)
+        for name in ("one", "two"):
+            control.look(name, GIB, view("head"), at=at + 1)
+        control.look("three", 20 * GIB, view("head"), at=at + 1)
+        assert control.state.asked_nodes == {"amd": 2}, "looking again changes nothing"
+    control.feed(UnloadAsked("three", "c3", 90.0))
+    control.feed(UnloadAsked("one", "c4", 90.0))
+    control.observe({}, at=120.0)
+    control.look("two", GIB, view("head"), at=121.0)
+    assert control.state.asked_nodes == {"amd": 1}, "it asks for itself when nobody does any longer"
+
+
 def _full(one: NodeView) -> NodeView:
     gpu = one.snapshot.detection.gpus[0]
     return replace(one, taken=frozenset({gpu.uuid or gpu.pci_bus_id or ""}))

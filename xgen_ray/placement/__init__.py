@@ -18,7 +18,7 @@ from xgen_ray.placement.estimates import Observation, model_key, observe
 from xgen_ray.placement.exclusions import Exclusion, node_kind
 from xgen_ray.placement.fleet import plan_fleet
 from xgen_ray.placement.footprint import footprint
-from xgen_ray.placement.nodetypes import NodeDemand, NodeType, node_demand
+from xgen_ray.placement.nodetypes import AskedNode, NodeDemand, NodeType, node_demand
 from xgen_ray.placement.options import option_faults
 from xgen_ray.placement.policy import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.profiles import PROFILES, ProfileRow
@@ -54,6 +54,7 @@ __all__ = [
     "PROFILES",
     "RAM",
     "VLLM_ROCM_GFX",
+    "AskedNode",
     "Assignment",
     "Backend",
     "BackendRow",

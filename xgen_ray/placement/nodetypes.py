@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from typing import Final
 
 from xgen_ray.hardware.types import GPUDetectionResult, GPUInfo, GPUType, HostFacts, NodeSnapshot
@@ -21,9 +22,9 @@ from xgen_ray.placement.policy import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.rows import BACKENDS
 from xgen_ray.placement.sizes import MIB
 from xgen_ray.placement.tags import LABEL_PREFIX, capability_resource, least_of_class
-from xgen_ray.placement.types import BackendRow, BackendStatus, Engine, EngineDevice, EngineOptions
-from xgen_ray.placement.verdicts import FleetPlan
-from xgen_ray.placement.views import NodeView
+from xgen_ray.placement.types import BackendRow, BackendStatus, Engine, EngineDevice, EngineOptions, Plan
+from xgen_ray.placement.verdicts import Assignment, FleetPlan, FleetRefusal
+from xgen_ray.placement.views import NodeView, with_plan
 
 # More nodes than this are not asked for at once for one model.
 _MOST_AT_ONCE: Final = 8
@@ -53,13 +54,29 @@ class NodeType:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedNode:
+    """A node that is asked for and not there yet, and the plans of what shall be on it."""
+
+    node_id: str
+    kind: str
+    plans: tuple[Plan, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeDemand:
-    """How many fresh nodes of which type would hold what has no place; ``counts`` is empty where none
-    would, and ``reasons`` say of every type that was left out why.
+    """The ``fresh`` nodes that would hold what has no place, and those that are ``shared`` with others that
+    ask for them already. Where none would, both are empty; ``reasons`` say of every type that was left out
+    why.
     """
 
-    counts: Mapping[str, int]
     reasons: Mapping[str, str]
+    fresh: tuple[AskedNode, ...] = ()
+    shared: tuple[AskedNode, ...] = ()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many nodes of each type it takes, whoever asks for them."""
+        return Counter(node.kind for node in (*self.fresh, *self.shared))
 
 
 def node_demand(
@@ -68,18 +85,62 @@ def node_demand(
     types: Sequence[tuple[NodeType, int]],
     *,
     replicas: int = 1,
+    asked: Sequence[AskedNode] = (),
     unfit: Mapping[str, str] | None = None,
     exclusions: Sequence[Exclusion] = (),
     observations: Sequence[Observation] = (),
     policy: PlacementPolicy = DEFAULT_POLICY,
 ) -> NodeDemand:
     """Which nodes to ask for, so that ``replicas`` of the model have a place. ``types`` come with how many
-    more of each may be started; ``unfit`` are those known not to do, with why.
+    more of each may be started; ``asked`` are the nodes that others ask for, ``unfit`` the types known not to
+    do, with why.
+
+    A node that others ask for is as good as a fresh one if it is of the type that would be chosen anyhow: no
+    model goes to a worse place for company's sake.
     """
+
+    def placed(views: Sequence[NodeView], number: int) -> FleetPlan | FleetRefusal:
+        return plan_fleet(
+            facts,
+            options,
+            views,
+            replicas=number,
+            exclusions=exclusions,
+            observations=observations,
+            policy=policy,
+            partial=True,
+            thorough=True,
+        )
+
+    views, reasons = _fresh(types, replicas, asked, unfit or {})
+    best = placed(views, replicas) if views else None
+    if not isinstance(best, FleetPlan):
+        verdicts = () if best is None else best.nodes
+        said = {verdict.name: verdict.message or "; ".join(verdict.reasons) for verdict in verdicts}
+        return NodeDemand({**reasons, **said})
+    kinds = {view.name: view for view in views}
+    chosen = {one.node for one in best.assignments}
+    beside = [_with_plans(kinds[one.kind], one) for one in asked if one.kind in chosen]
+    company = placed(beside, len(best.assignments)) if beside else None
+    shared = company.assignments if isinstance(company, FleetPlan) else ()
+    missing = len(best.assignments) - len(shared)
+    alone = placed(views, missing) if shared and missing else best
+    fresh = alone.assignments if missing and isinstance(alone, FleetPlan) else ()
+    return NodeDemand(reasons, _nodes(fresh), _nodes(shared))
+
+
+def _fresh(
+    types: Sequence[tuple[NodeType, int]],
+    replicas: int,
+    asked: Sequence[AskedNode],
+    unfit: Mapping[str, str],
+) -> tuple[list[NodeView], dict[str, str]]:
+    """The nodes that may be asked for, imagined, and why there are none of the other types."""
     reasons: dict[str, str] = {}
     views: list[NodeView] = []
+    others = {one.node_id for one in asked}
     for kind, left in types:
-        if unfit is not None and kind.name in unfit:
+        if kind.name in unfit:
             reasons[kind.name] = unfit[kind.name]
         elif left <= 0:
             reasons[kind.name] = f"all {kind.max_workers} that the autoscaler may start are in use"
@@ -87,26 +148,24 @@ def node_demand(
             reasons[kind.name] = _undeclared(kind)
         else:
             most = min(left, replicas, _MOST_AT_ONCE)
-            views += [replace(imagined, node_id=f"{kind.name}#{number}") for number in range(most)]
-    if not views:
-        return NodeDemand({}, reasons)
-    decision = plan_fleet(
-        facts,
-        options,
-        views,
-        replicas=replicas,
-        exclusions=exclusions,
-        observations=observations,
-        policy=policy,
-        partial=True,
-        thorough=True,
+            ids = (f"{kind.name}#{number}" for number in count())
+            mine = islice((one for one in ids if one not in others), most)
+            views += [replace(imagined, node_id=node_id) for node_id in mine]
+    return views, reasons
+
+
+def _with_plans(view: NodeView, asked: AskedNode) -> NodeView:
+    for plan in asked.plans:
+        view = with_plan(view, plan)
+    return replace(view, node_id=asked.node_id)
+
+
+def _nodes(assignments: Sequence[Assignment]) -> tuple[AskedNode, ...]:
+    kinds = {one.node_id: one.node for one in assignments}
+    return tuple(
+        AskedNode(node_id, kind, tuple(one.plan for one in assignments if one.node_id == node_id))
+        for node_id, kind in kinds.items()
     )
-    if isinstance(decision, FleetPlan):
-        taken = {one.node_id: one.node for one in decision.assignments}
-        return NodeDemand(Counter(taken.values()), reasons)
-    for verdict in decision.nodes:
-        reasons[verdict.name] = verdict.message or "; ".join(verdict.reasons)
-    return NodeDemand({}, reasons)
 
 
 def imagine(kind: NodeType) -> NodeView | None:

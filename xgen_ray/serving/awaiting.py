@@ -9,7 +9,7 @@ from xgen_ray.placement import NodeDemand, NodeVerdict, node_demand
 from xgen_ray.placement.types import EngineOptions
 from xgen_ray.serving.events import LookDone
 from xgen_ray.serving.state import Awaited, Model
-from xgen_ray.serving.supply import node_words, nodes_in_use
+from xgen_ray.serving.supply import asked_by_others, node_words, nodes_in_use
 from xgen_ray.serving.turn import Turn
 
 # A cloud may have none to give; a machine and its image take minutes.
@@ -49,7 +49,7 @@ def await_nodes(
         return _with(error, f"{kinds} was asked for {event.at - since:.0f} s ago, and has not come.")
     waits = f"waiting for {kinds}: {error.message}"
     pause_s = JOINING_S if event.fleet.silent else LOOK_EVERY_S
-    model = replace(model, awaited=Awaited(demand.counts, since), retry_at=event.at + pause_s)
+    model = replace(model, awaited=Awaited(demand, since), retry_at=event.at + pause_s)
     turn.put(replace(model, shortfall=waits) if model.live else replace(model, reason=waits))
     return None
 
@@ -74,6 +74,7 @@ def _demand(
         options,
         [(kind, kind.max_workers - used[kind.name]) for kind in turn.node_types.values()],
         replicas=missing,
+        asked=asked_by_others(turn.models.values(), model.name),
         unfit=unfit,
         exclusions=turn.exclusions,
         observations=turn.observations,

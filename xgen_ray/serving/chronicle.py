@@ -173,7 +173,7 @@ def _model(was: Model | None, model: Model) -> Iterator[_Happening]:
             EventKind.SCALED, "info", f"from {was.wanted} to {model.wanted} replicas", model=name
         )
     if model.awaited is not None and was.awaited is None:
-        told = f"waiting for {node_words(model.awaited.counts)}"
+        told = f"waiting for {node_words(model.awaited.demand.counts)}"
         yield _Happening(EventKind.AWAITS, "warning", told, model=name)
     if model.phase is not was.phase:
         yield from _phase(was, model)

@@ -58,7 +58,7 @@ def model_status(model: Model, base_url: str, exclusions: Sequence[Exclusion] = 
 
 
 def _awaited(awaited: Awaited | None) -> AwaitedNodes | None:
-    return None if awaited is None else AwaitedNodes(types=dict(awaited.counts), since=awaited.since)
+    return None if awaited is None else AwaitedNodes(types=dict(awaited.demand.counts), since=awaited.since)
 
 
 def plan_report(source: str, decision: FleetPlan | FleetRefusal) -> PlanReport:

@@ -11,6 +11,7 @@ from xgen_ray.placement import (
     DEFAULT_POLICY,
     Exclusion,
     FleetRefusal,
+    NodeDemand,
     NodeType,
     NodeVerdict,
     NodeView,
@@ -112,9 +113,9 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """Nodes that a model waits for: how many of each of the autoscaler's types, ``since`` when."""
+    """What a model waits for ``since`` then: nodes that the autoscaler is asked for."""
 
-    counts: Mapping[str, int]
+    demand: NodeDemand
     since: float
 
 

@@ -7,8 +7,9 @@ told otherwise, and takes back what is idle and not asked for.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from xgen_ray.placement import NodeType
+from xgen_ray.placement import AskedNode, NodeType
 from xgen_ray.serving.state import ControlState, Model
 
 
@@ -26,10 +27,9 @@ def nodes_asked_for(
     A node that is in use counts as well: what waits needs one beside it.
     """
     found = list(models)
-    awaited: Counter[str] = Counter()
-    for model in found:
-        if model.awaited is not None:
-            awaited.update(model.awaited.counts)
+    awaited = Counter(
+        node.kind for model in found if model.awaited is not None for node in model.awaited.demand.fresh
+    )
     used = nodes_in_use(found, kinds)
     # More than there may be would have the whole demand ignored.
     return {
@@ -37,6 +37,19 @@ def nodes_asked_for(
         for name, count in sorted(awaited.items())
         if name in types
     }
+
+
+def asked_by_others(models: Iterable[Model], name: str) -> tuple[AskedNode, ...]:
+    """The nodes that other models than ``name`` ask for, each with all that they mean to have there."""
+    demands = [model.awaited.demand for model in models if model.awaited is not None and model.name != name]
+    plans = [(node.node_id, node.plans) for one in demands for node in (*one.fresh, *one.shared)]
+    return tuple(
+        replace(
+            node, plans=tuple(plan for node_id, many in plans if node_id == node.node_id for plan in many)
+        )
+        for one in demands
+        for node in one.fresh
+    )
 
 
 def nodes_at_rest(state: ControlState) -> frozenset[str]:
