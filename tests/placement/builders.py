@@ -19,7 +19,12 @@ from xgen_ray.placement.types import Backend, BackendStatus, Engine, EngineDevic
 
 
 def host(
-    ram: int = 64 * GIB, *, available: int | None = None, cpus: int = 16, memlock: int | None = None
+    ram: int = 64 * GIB,
+    *,
+    available: int | None = None,
+    cpus: int = 16,
+    memlock: int | None = None,
+    flags: frozenset[str] = frozenset(),
 ) -> HostFacts:
     return HostFacts(
         hostname="node",
@@ -27,7 +32,7 @@ def host(
         machine="x86_64",
         cpu_model="a CPU",
         cpu_count=cpus,
-        cpu_flags=frozenset(),
+        cpu_flags=flags,
         memory_total_bytes=ram,
         memory_available_bytes=int(ram * 0.9) if available is None else available,
         memlock_limit_bytes=ram if memlock is None else memlock,

@@ -9,6 +9,7 @@ from math import ceil
 
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.kvcache import is_encoder, kv_cache, recurrent_state_bytes
+from xgen_ray.placement.precision import SINGLE, widening
 from xgen_ray.placement.rows import BACKENDS
 from xgen_ray.placement.sizes import GIB, MIB, gib
 from xgen_ray.placement.types import (
@@ -139,18 +140,17 @@ def _compute(facts: ModelFacts, options: ResolvedOptions, on_gpu: bool) -> list[
 
 def _vllm_on_gpu(facts: ModelFacts, options: ResolvedOptions, gpu_totals: Sequence[int]) -> Footprint:
     count = max(1, options.tensor_parallel_size * options.pipeline_parallel_size)
-    items = _item(
-        WEIGHTS, facts.weight_bytes, True, f"{gib(facts.weight_bytes)} of files over {count} GPU(s)"
-    )
+    width = widening(facts, options.dtype)
+    items = _item(WEIGHTS, facts.weight_bytes * width, True, f"{_files(facts, options)} over {count} GPU(s)")
     cache = kv_cache(facts, options.kv_cache_type, None)
     # Heads are not cut: with fewer of them than GPUs, each GPU keeps a copy.
     heads = max(facts.kv_heads, default=0) if facts.kv_heads else 0
     copies = max(1, ceil(options.tensor_parallel_size / heads)) if heads else 1
     items += _item(
         KV_CACHE,
-        options.context * cache.gpu_bytes * copies,
+        options.context * cache.gpu_bytes * copies * width,
         True,
-        f"one request of {options.context} tokens x {cache.detail}",
+        f"one request of {options.context} tokens x {cache.detail}{_in_single(width)}",
     )
     items += _item(STATE, recurrent_state_bytes(facts), True, "estimated")
     items += _vllm_compute(facts, options, count, on_gpu=True)
@@ -168,14 +168,16 @@ def _vllm_on_gpu(facts: ModelFacts, options: ResolvedOptions, gpu_totals: Sequen
 
 def _vllm_on_cpu(facts: ModelFacts, options: ResolvedOptions) -> Footprint:
     cache = kv_cache(facts, options.kv_cache_type, None)
-    wanted = options.context * min(options.slots, 4) * cache.gpu_bytes
+    width = widening(facts, options.dtype)
+    wanted = options.context * min(options.slots, 4) * cache.gpu_bytes * width
     size = max(1, ceil(wanted / GIB)) * GIB
-    items = _item(WEIGHTS, facts.weight_bytes, False, f"{gib(facts.weight_bytes)} of files")
+    items = _item(WEIGHTS, facts.weight_bytes * width, False, _files(facts, options))
     items += _item(
         KV_CACHE,
         size,
         False,
-        f"whole GiB for {min(options.slots, 4)} x {options.context} tokens x {cache.detail}",
+        f"whole GiB for {min(options.slots, 4)} x {options.context} tokens x "
+        f"{cache.detail}{_in_single(width)}",
     )
     items += _item(STATE, recurrent_state_bytes(facts), False, "estimated")
     items += _vllm_compute(facts, options, 1, on_gpu=False)
@@ -186,13 +188,22 @@ def _vllm_on_cpu(facts: ModelFacts, options: ResolvedOptions) -> Footprint:
 def _vllm_compute(
     facts: ModelFacts, options: ResolvedOptions, count: int, *, on_gpu: bool
 ) -> list[FootprintItem]:
-    # Half precision, and sampling holds the logits twice in single precision.
+    # Half precision unless wider, and sampling holds the logits twice in single precision.
     step = min(options.batch, max(options.context, options.slots))
-    activations = step * (facts.embedding_length or 4096) * 2 * _ACTIVATIONS
+    element = 2 * widening(facts, options.dtype)
+    activations = step * (facts.embedding_length or 4096) * element * _ACTIVATIONS
     logits = options.slots * (facts.vocabulary_size or 32_000) * 4 * 2
     detail = f"{step} tokens a step: activations {gib(activations)}; "
     detail += f"logits of {options.slots} requests: {gib(logits)}"
     return _item(COMPUTE, (activations + logits) * count, on_gpu, detail)
+
+
+def _files(facts: ModelFacts, options: ResolvedOptions) -> str:
+    return f"{gib(facts.weight_bytes)} of files{_in_single(widening(facts, options.dtype))}"
+
+
+def _in_single(width: int) -> str:
+    return "" if width == 1 else f", {width} times that in {SINGLE}"
 
 
 def padded_context(context: int) -> int:

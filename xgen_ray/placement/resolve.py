@@ -7,6 +7,7 @@ from xgen_ray.hardware.types import HostFacts
 from xgen_ray.models.types import ModelFacts, ModelTask
 from xgen_ray.placement.gpusets import GPUSet
 from xgen_ray.placement.policy import PlacementPolicy
+from xgen_ray.placement.precision import SINGLE, WHY_SINGLE, single_is_faster
 from xgen_ray.placement.profiles import ProfileRow, profile, threads_for
 from xgen_ray.placement.types import BackendRow, Engine, EngineOptions, ProfileNote, ResolvedOptions
 
@@ -132,7 +133,7 @@ def resolve(
         tensor_parallel_size=_tensor_parallel(options, gpus) if row.engine is Engine.VLLM else 1,
         pipeline_parallel_size=options.pipeline_parallel_size or 1,
         gpu_memory_utilization=utilization,
-        dtype=options.dtype,
+        dtype=_dtype(options, row, facts, host, chosen),
         quantization=options.quantization,
         enforce_eager=bool(chosen.switch("enforce_eager")),
         tool_parser=options.tool_parser,
@@ -211,6 +212,16 @@ def _utilization(options: EngineOptions, gpus: GPUSet, policy: PlacementPolicy, 
     free = [item.budget.free_bytes / item.budget.total_bytes for item in gpus if item.budget.total_bytes]
     # Rounded down to hundredths, which is how it is written on the command line.
     return min([policy.gpu_memory_utilization, *(int(part / overshoot * 100) / 100 for part in free)])
+
+
+def _dtype(
+    options: EngineOptions, row: BackendRow, facts: ModelFacts, host: HostFacts, chosen: _Choice
+) -> str | None:
+    on_cpu = row.engine is Engine.VLLM and not row.needs_gpu
+    if options.dtype is not None or not on_cpu or not single_is_faster(facts, host):
+        return options.dtype
+    chosen.note("dtype", SINGLE, WHY_SINGLE)
+    return SINGLE
 
 
 def _pooling(facts: ModelFacts, task: ModelTask, chosen: _Choice) -> str | None:

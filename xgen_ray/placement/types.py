@@ -138,7 +138,12 @@ class EngineOptions(BaseModel):
         None, gt=0, le=1, description="The part of a GPU's memory that vLLM takes for itself."
     )
     dtype: str | None = Field(
-        None, pattern=_WORD, description="What vLLM computes in, such as bfloat16; else as the model says."
+        None,
+        pattern=_WORD,
+        description=(
+            "What vLLM computes in, such as bfloat16; else as the model says, or float32 on a CPU without "
+            "AVX-512."
+        ),
     )
     quantization: str | None = Field(
         None, pattern=_WORD, description="vLLM's name for how the weights are packed; else as the model says."
