@@ -74,6 +74,8 @@ class Cluster:
 
     async def changes(self, config: ServeConfig) -> tuple[DeclaredChange, ...]:
         """What control would do to each model. Where it does not run yet, it loads them all."""
+        if config.control is None:
+            return ()
         if CONTROL_APP not in serve.status().applications:
             names = [request.loaded_as for request in config.control.models]
             return tuple(

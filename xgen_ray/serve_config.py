@@ -30,11 +30,13 @@ Arguments = TypeVar("Arguments", bound=Settings)
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """``content`` is the file's, as Serve takes it; ``control`` the arguments of our application."""
+    """``content`` is the file's, as Serve takes it; ``control`` the arguments of our application, if it is
+    there.
+    """
 
     path: Path
     content: Mapping[str, Any]
-    control: ControlSettings
+    control: ControlSettings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,8 @@ def read_serve_config(path: Path, serves_schema: type[BaseModel]) -> ServeConfig
     problems = [*document.repeated(), *_problems(document.content, serves_schema)]
     if problems:
         raise ConfigError("\n".join(_told(path, document, problems)))
-    for _, given in _arguments(document.content, CONTROL_PATH):
-        return ServeConfig(path, document.content, ControlSettings.model_validate(given))
-    # To deploy it would end what is there of ours.
-    raise ConfigError(f"{path} has no application of ours: one with import_path {CONTROL_PATH}")
+    ours = [ControlSettings.model_validate(given) for _, given in _arguments(document.content, CONTROL_PATH)]
+    return ServeConfig(path, document.content, ours[0] if ours else None)
 
 
 class _Document:

@@ -12,6 +12,7 @@ import typer
 from xgen_ray.cli import options, output
 from xgen_ray.errors import ConfigError, NotReady
 from xgen_ray.schema import ChangeKind, DeclaredChange
+from xgen_ray.serve_config import CONTROL_PATH
 
 if TYPE_CHECKING:
     from deployments.applying import Cluster
@@ -80,6 +81,8 @@ def apply(
     from deployments.applying import Cluster, read_config
 
     config = read_config(file)
+    if config.control is None:
+        raise ConfigError(f"{file} has no application of ours: one with import_path {CONTROL_PATH}")
     changes = asyncio.run(_apply(Cluster(head), config, check=check)) if touches else ()
     _tell(config, changes, applied=not check, as_json=as_json)
 
@@ -124,7 +127,7 @@ async def _in_effect(cluster: "Cluster", config: "ServeConfig") -> None:
 def _tell(
     config: "ServeConfig", changes: tuple[DeclaredChange, ...], *, applied: bool, as_json: bool
 ) -> None:
-    names = [request.loaded_as for request in config.control.models]
+    names = [] if config.control is None else [request.loaded_as for request in config.control.models]
     if as_json:
         told = [change.model_dump(mode="json") for change in changes]
         output.print_json({"file": str(config.path), "models": names, "applied": applied, "changes": told})
