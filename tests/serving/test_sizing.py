@@ -266,3 +266,18 @@ def test_what_is_pinned_does_not_make_room(control: Sized) -> None:
     control.look("new", 9 * GIB, full, at=10.0 + IDLE_S)
     assert control.phase("old") is Phase.READY
     assert isinstance(control.answers()["c2"].error, PlacementRefused)
+
+
+def test_what_a_smaller_number_leaves_over_is_stopped_by_the_next_life(control: Sized) -> None:
+    """Control may die after it has written the number down, and before it has stopped anything."""
+    control.ready()
+    control.feed(ScaleAsked("small", 3, None, "c9", 50.0))
+    control.grow(at=51.0)
+    control.effects.clear()
+    control.feed(ScaleAsked("small", 1, None, "c10", 60.0))
+    record = next(effect for effect in control.effects if isinstance(effect, Remember)).record
+    running = {app.name: ServeState.RUNNING for app in record.apps}
+    other = Sized(Restored((record,), {}, running, "life2", 300.0))
+    assert len(running) == 3
+    assert other.sizes() == (1, 1)
+    assert len([effect for effect in other.effects if isinstance(effect, StopApp)]) == 2

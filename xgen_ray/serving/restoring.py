@@ -6,6 +6,7 @@ from xgen_ray.schema import Phase
 from xgen_ray.serving.declaring import declare
 from xgen_ray.serving.effects import StopApp
 from xgen_ray.serving.events import Restored
+from xgen_ray.serving.sizing import shrink
 from xgen_ray.serving.state import App, AppPhase, Model, Record, ServeState
 from xgen_ray.serving.turn import Turn, stop_strays
 from xgen_ray.serving.wishes import missing_replicas, new_model
@@ -64,7 +65,8 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
             reason="control restarted; asking the running replicas",
             facts=next(iter(adopted.values())).plan.facts,
             apps=adopted,
-            wanted=max(model.wanted, len(adopted)),
+            # A rule finds out again how many its load needs; a number is what was asked for.
+            wanted=model.wanted if scaling is None else max(model.wanted, len(adopted)),
         )
     turn.put(model)
 
@@ -76,3 +78,6 @@ def _look_for_the_rest(turn: Turn, model: Model, at: float) -> None:
         turn.seek(model, at, "loading again after a restart")
     elif missing_replicas(model) > 0:
         turn.seek(model, at, "control restarted; looking for a place for what is missing")
+    elif missing_replicas(model) < 0:
+        # The life before was told of a smaller number, and ended before it had stopped anything.
+        shrink(turn, model)

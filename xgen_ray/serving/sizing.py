@@ -207,12 +207,12 @@ def _resize(turn: Turn, model: Model, wanted: int, at: float, why: str) -> None:
     before = model.wanted
     model = turn.put(replace(model, wanted=wanted))
     if wanted < before:
-        _shrink(turn, model)
+        shrink(turn, model)
     elif missing_replicas(model) > 0 and not model.looking and wanted > before:
         turn.seek(model, at, f"growing: {why}")
 
 
-def _shrink(turn: Turn, model: Model) -> None:
+def shrink(turn: Turn, model: Model) -> None:
     """Stop what is too much. What never came to serve goes first, then what has least to do."""
     stopped = False
     for app in sorted(model.live, key=_use):
