@@ -37,6 +37,8 @@ class ServeRun(Stack):
     ) -> None:
         # A cluster of its own, whatever else runs on this machine.
         own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+        # Into a pipe it would say only at its end that it has begun.
+        own["PYTHONUNBUFFERED"] = "1"
         super().__init__(home, environment={**own, **(environment or {})})
         self.content = yaml.safe_load(config.read_text())
         self.content["http_options"] |= {"host": "127.0.0.1", "port": self.port}

@@ -33,4 +33,15 @@ if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --r
     do_without "vLLM's CPU build could not be installed: torch's CPU build is on PyTorch's own index, \
 which pip takes from PIP_EXTRA_INDEX_URL; then run make test again"
 fi
+
+has_libnuma() {
+    "$folder/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null
+}
+
+if ! has_libnuma && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    # A source of something else may be out of reach.
+    apt-get -qq update || true
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends libnuma1 >/dev/null || true
+fi
+has_libnuma || do_without "vLLM's CPU build needs libnuma.so.1: install libnuma1, then run make test again"
 touch "$folder/.done"
