@@ -140,7 +140,13 @@ ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "C
 @pytest.mark.parametrize(
     ("made", "more", "expected", "absent"),
     [
-        (made(), {}, {**ON_CPU, "VLLM_CPU_KVCACHE_SPACE": "1"}, {"VLLM_USE_FLASHINFER_SAMPLER"}),
+        (
+            made(),
+            {},
+            {**ON_CPU, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            {"VLLM_USE_FLASHINFER_SAMPLER", "TORCH_COMPILE_DISABLE"},
+        ),
+        (made(enforce_eager=True), {}, {**ON_CPU, "TORCH_COMPILE_DISABLE": "1"}, set()),
         (
             made(Backend.VLLM_CUDA, gpus=(H100, H100_TOO)),
             {"flashinfer": False},

@@ -247,6 +247,10 @@ def _variables(plan: Plan, row: BackendRow, key: str, *, flashinfer: bool) -> di
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(_cache_gib(plan))
         # Bound threads of two engines would share cores while others idle.
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        if options.enforce_eager:
+            # Its sampler compiles itself all the same, at the first request that samples, and the engine dies
+            # where there is no C++ compiler or no Python.h.
+            variables["TORCH_COMPILE_DISABLE"] = "1"
     if row.device_api is DeviceAPI.CUDA and not flashinfer:
         variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return variables
