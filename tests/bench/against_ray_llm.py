@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -79,9 +79,17 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 async def measure(
-    targets: Mapping[str, Target], streams: Sequence[int], rounds: int, requests: int, max_tokens: int
+    targets: Mapping[str, Target],
+    streams: Sequence[int],
+    rounds: int,
+    requests: int,
+    max_tokens: int,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[Level]:
-    """Load the targets in turn; each gets ``requests`` in a round of a level, or two for each stream."""
+    """Load the targets in turn; each gets ``requests`` in a round of a level, or two for each stream.
+
+    ``tell`` hears of each round when it is over: all of them take minutes on a slow machine.
+    """
     dialects: dict[str, Dialect] = {}
     for way, target in targets.items():
         dialects[way] = await warm_up(target, Workload(max_tokens=max_tokens), streams=max(streams))
@@ -102,6 +110,8 @@ async def measure(
                 # No prompt twice: no cache may answer the second for the first.
                 first_index += level * each
             measured.append(reports)
+            rates = ", ".join(f"{way} {reports[way].tokens_per_s:.1f}" for way in targets)
+            tell(f"{level} streams, round {number + 1} of {rounds}: {rates} tokens/s")
         levels.append(Level(level, tuple(measured)))
     return levels
 
@@ -204,7 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             targets = {DIRECT: pair.direct, OURS: pair.through, PEER: peer}
             notes.print("measuring", style="dim")
             levels = asyncio.run(
-                measure(targets, given.streams, given.rounds, given.requests, given.max_tokens)
+                measure(
+                    targets,
+                    given.streams,
+                    given.rounds,
+                    given.requests,
+                    given.max_tokens,
+                    lambda line: notes.print(line, style="dim", highlight=False),
+                )
             )
     results = Console(width=None if sys.stdout.isatty() else 160)
     said = f"Ray {version('ray')}, vLLM's CPU build, {HF_MODEL.name} in {vllm_dtype()}"
