@@ -37,11 +37,11 @@ from xgen_ray.errors import (
 from xgen_ray.process import ChildProcess, LaunchSpec
 
 START_DEADLINE_S: Final = 120.0
-DEPLOY_DEADLINE_S: Final = 120.0
+# Longer than one attempt may wait for Serve.
+DEPLOY_DEADLINE_S: Final = 240.0
 STOP_GRACE_S: Final = 10.0
 # What ``ray start`` prints when all of its processes run.
 _STARTED: Final = "Ray runtime started."
-_SUBMITTED: Final = "Submitted deploy config successfully"
 _POLL_S: Final = 0.1
 _DEPLOY_AGAIN_S: Final = 2.0
 LOOK_S: Final = 5.0
@@ -79,7 +79,7 @@ class RayStart:
 
 def start_command(start: RayStart) -> tuple[str, ...]:
     """The ``ray start`` of this Python's own Ray, in the foreground."""
-    command = [*_program("ray", "ray.scripts.scripts"), "start"]
+    command = [*_ray(), "start"]
     if start.head is not None:
         command += ["--address", str(start.head)]
     else:
@@ -119,15 +119,14 @@ def start_environment(
     return environment
 
 
-def deploy_command(address: Address, config: Path) -> tuple[str, ...]:
-    """Deploys a Serve config as ``serve deploy`` does, without the dashboard that this one needs."""
-    serve = _program("serve", "ray.serve.scripts")
-    return (*serve, "run", "--non-blocking", "--address", str(address), str(config))
+def apply_command(address: Address, config: Path) -> tuple[str, ...]:
+    """Brings the cluster to what a Serve config says, in a process that ends: this one stays, without Ray."""
+    return (sys.executable, "-P", "-m", "xgen_ray", "apply", str(config), "--address", str(address))
 
 
-def _program(name: str, module: str) -> tuple[str, ...]:
-    script = Path(sysconfig.get_path("scripts")) / name
-    return (str(script),) if script.is_file() else (sys.executable, "-m", module)
+def _ray() -> tuple[str, ...]:
+    script = Path(sysconfig.get_path("scripts")) / "ray"
+    return (str(script),) if script.is_file() else (sys.executable, "-m", "ray.scripts.scripts")
 
 
 def _autoscales(start: RayStart) -> bool:
@@ -205,10 +204,10 @@ class RayNode:
         return found[1] if found else None
 
     async def deploy(self, command: tuple[str, ...], deadline_s: float = DEPLOY_DEADLINE_S) -> None:
-        """Run ``deploy_command`` until Serve has taken the config.
+        """Run ``apply_command`` until the cluster is what the config says.
 
         A machine that has much to do at its start may lose one of Serve's actors meanwhile, which comes back
-        by itself: so it is tried again until the deadline. Raises NodeNotStarted with what Serve said last.
+        by itself: so it is tried again until the deadline. Raises NodeNotStarted with what was said last.
         """
         said = "it did not answer"
         try:
@@ -218,12 +217,12 @@ class RayNode:
                     async with ChildProcess(spec, base_env=self._base_env) as child:
                         await child.wait()
                     lines = child.logs.tail(200)
-                    if any(_SUBMITTED in line for line in lines):
+                    if child.exit_code == 0:
                         return
                     said = _last_words(lines)
                     await asyncio.sleep(_DEPLOY_AGAIN_S)
         except TimeoutError:
-            raise NodeNotStarted(f"Serve had not taken the config after {deadline_s:g} s: {said}") from None
+            raise NodeNotStarted(f"the config is not deployed after {deadline_s:g} s: {said}") from None
 
     def _has_raylet(self) -> bool:
         """Whether the process that makes this machine a node still lives."""

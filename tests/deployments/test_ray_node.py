@@ -242,13 +242,12 @@ tried = pathlib.Path(sys.argv[1], "tried")
 if not tried.exists():
     tried.touch()
     raise SystemExit("The actor is dead because it was killed by `ray.kill`.")
-print("Submitted deploy config successfully.")
 """
     await deploy(program, tmp_path, 30)
     assert (tmp_path / "tried").exists()
 
 
-async def test_a_deploy_that_goes_on_failing_ends_at_its_deadline_with_what_serve_said(
+async def test_a_deploy_that_goes_on_failing_ends_at_its_deadline_with_what_was_said(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(NodeNotStarted, match="after 1 s: no room"):

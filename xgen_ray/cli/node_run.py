@@ -85,7 +85,7 @@ async def run_until_told(
 
 
 async def _run(asked: NodeRequest, ready: Callable[[], None], *, as_json: bool, block: bool) -> None:
-    from deployments.ray_node import RayNode, deploy_command, start_command
+    from deployments.ray_node import RayNode, apply_command, start_command
 
     console = output.stderr()
     if asked.config is not None:
@@ -107,7 +107,7 @@ async def _run(asked: NodeRequest, ready: Callable[[], None], *, as_json: bool, 
                 await ray_node.start()
             if asked.config is not None:
                 with console.status(f"deploying {asked.config.name}"):
-                    await ray_node.deploy(deploy_command(start.address, asked.config))
+                    await ray_node.deploy(apply_command(start.address, asked.config))
             told = _described(asked, start) | {"pid": os.getpid(), "logs": ray_node.log_dir()}
             _announce(asked, told, as_json=as_json, block=block)
             ready()
@@ -218,7 +218,7 @@ def _announce(asked: NodeRequest, node: Mapping[str, Any], *, as_json: bool, blo
     counted = ", ".join(f"{name}: {count:g}" for name, count in node["resources"].items())
     console.print(f"{node['name']} is a node of the cluster at {node['address']} ({counted})", soft_wrap=True)
     if asked.config is not None:
-        console.print(f"{asked.config.name} is deployed; its applications start now", soft_wrap=True)
+        console.print(f"{asked.config.name} is deployed", soft_wrap=True)
     if node["join"]:
         token = node["token_file"] or "the token"
         console.print(f"On another machine, once {token} has been copied to ~/.ray/auth_token there:")
