@@ -8,6 +8,7 @@
 #
 # Playwright's own download comes from no package registry; a system's package is the one to trust.
 set -eu
+. "$(dirname "$0")/debian.sh"
 
 folder=$1
 
@@ -26,9 +27,7 @@ mkdir -p "$folder"
 if ! there; then
     command -v apt-get >/dev/null || do_without "no chromium on PATH: install it and run make test again"
     [ "$(id -u)" = 0 ] || do_without "no chromium on PATH: sudo apt-get install chromium, then make test again"
-    # A source of something else may be out of reach.
-    apt-get -qq update || true
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >"$folder/log" 2>&1 || true
+    install_packages chromium >"$folder/log" 2>&1 || true
     there || do_without "no chromium on PATH, and apt-get could not install it: see $folder/log"
 fi
 touch "$folder/.done"

@@ -7,6 +7,7 @@
 #   FOLDER/missing        why this machine cannot have it: the words that the tests are skipped with
 #   FOLDER/.done          nothing is left to try
 set -eu
+. "$(dirname "$0")/debian.sh"
 
 folder=$1
 python=$2
@@ -38,10 +39,6 @@ has_libnuma() {
     "$folder/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null
 }
 
-if ! has_libnuma && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    # A source of something else may be out of reach.
-    apt-get -qq update || true
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends libnuma1 >/dev/null || true
-fi
+has_libnuma || install_packages libnuma1 >/dev/null || true
 has_libnuma || do_without "vLLM's CPU build needs libnuma.so.1: install libnuma1, then run make test again"
 touch "$folder/.done"

@@ -9,6 +9,7 @@
 #   FOLDER/missing        why this machine cannot have them: the words that the tests are skipped with
 #   FOLDER/.done          nothing is left to try
 set -eu
+. "$(dirname "$0")/debian.sh"
 
 folder=$1
 pip=$2
@@ -25,18 +26,11 @@ rm -rf "$folder"
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 
-# Of a private copy of the package lists: the system's own may be empty or old, and are root's.
-apt() {
-    apt-get -qq -o Debug::NoLocking=1 -o APT::Sandbox::User=root \
-        -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt" "$@"
-}
-
 unpack_driver() {
-    mkdir -p "$folder/apt/lists/partial" "$folder/apt/archives/partial"
     # A source of something else may be out of reach.
-    apt update || true
+    private_apt "$folder/apt" update || true
     # What the system lacks of it, and nothing that it has.
-    apt install --yes --download-only --no-install-recommends mesa-vulkan-drivers || return 1
+    private_apt "$folder/apt" install --yes --download-only --no-install-recommends mesa-vulkan-drivers || return 1
     for package in "$folder"/apt/archives/*.deb; do
         dpkg-deb --extract "$package" "$folder/root"
     done
