@@ -12,12 +12,21 @@ from typing import Any
 import uvicorn
 
 from xgen_ray.console import EventReport, EventsReport, LocalModel, LocalModelsReport, MemoryReport
-from xgen_ray.errors import EngineFailed, ModelNotFound, NotReady, PlacementRefused, XgenRayError
+from xgen_ray.errors import (
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    PlacementRefused,
+    XgenRayError,
+)
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
     BackendReport,
     BackendsReport,
     CandidateReport,
+    DrainReport,
+    DrainRequest,
     Endpoint,
     FigurePoint,
     FiguresReport,
@@ -529,6 +538,12 @@ class InMemoryControl:
 
     async def metrics_targets(self) -> tuple[TargetGroup, ...]:
         return (TargetGroup(targets=("127.0.0.1:9464",), labels={"job": "xgen-ray"}),)
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        if request.node not in (NODE.node, NODE.node_id):
+            raise InvalidRequest(f"there is no node {request.node}; the nodes are: {NODE.node}", "node")
+        since = None if request.lift else 7.0
+        return DrainReport(node=NODE.node, drained_since=since, models=("tiny",))
 
     async def lift(self, request: LiftRequest) -> None:
         excluded = self.excluded.get(request.model, set())

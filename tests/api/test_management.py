@@ -190,6 +190,15 @@ async def test_a_lift_forgives_one_backend_or_all(managed: Managed) -> None:
     assert "nothing is excluded for 'tiny'" in error_of(nothing)["message"]
 
 
+async def test_a_node_is_drained_and_put_back(managed: Managed) -> None:
+    drained = await managed.post("/drain", node="node-1")
+    assert drained.status_code == 200
+    assert drained.json() == {"node": "node-1", "drained_since": 7.0, "models": ["tiny"]}
+    assert (await managed.post("/drain", node="node-1", lift=True)).json()["drained_since"] is None
+    nobody = await managed.post("/drain", node="node-9")
+    assert (nobody.status_code, error_of(nobody)["param"]) == (400, "node")
+
+
 async def test_a_load_carries_where_it_may_go(managed: Managed) -> None:
     asked = {"model": "tiny", "nodes": ["node-1", "n2"], "evict": "idle", "options": {"spread": True}}
     assert (await managed.client.post("/load?wait=false", json=asked)).status_code == 202
@@ -273,6 +282,8 @@ async def test_following_stops_when_the_client_leaves(managed: Managed) -> None:
         ("/load", {"model": "a", "name": "a@b"}, "name", "pattern"),
         ("/load", {"model": "a", "pool": "A b"}, "pool", "pattern"),
         ("/load", {"model": "a", "scaling": {"max_replicas": 0}}, "scaling.max_replicas", "greater than"),
+        ("/drain", {}, "node", "Field required"),
+        ("/drain", {"node": "a", "lift": "perhaps"}, "lift", "boolean"),
         ("/lift", {"model": ""}, "model", "at least 1 character"),
         ("/lift", {"model": "a" * 1025}, "model", "at most 1024 characters"),
         ("/lift", {"model": "a", "backend": "cuda"}, "backend", "vllm-cuda"),
@@ -426,6 +437,7 @@ async def test_the_description_covers_every_route(managed: Managed) -> None:
         ("get", "/management/events"),
         ("get", "/management/memory"),
         ("get", "/management/stream"),
+        ("post", "/management/drain"),
         ("post", "/management/lift"),
         ("post", "/management/scale"),
         ("get", "/management/status"),

@@ -40,6 +40,8 @@ from xgen_ray.placement import DEFAULT_POLICY, NodeView, Outstanding
 from xgen_ray.placement.types import Backend, BackendStatus
 from xgen_ray.schema import (
     BackendsReport,
+    DrainReport,
+    DrainRequest,
     FailureReport,
     FiguresReport,
     GPUsReport,
@@ -59,6 +61,8 @@ from xgen_ray.serving.effects import Answer, Look, PrepareApp, StartApp
 from xgen_ray.serving.events import (
     AppPrepared,
     AppsObserved,
+    DrainAsked,
+    DrainLifted,
     Event,
     ExclusionsLifted,
     LoadAsked,
@@ -68,7 +72,13 @@ from xgen_ray.serving.events import (
     Restored,
     UnloadAsked,
 )
-from xgen_ray.serving.fleet_reports import backends_report, gpus_report, nodes_report, shelves_report
+from xgen_ray.serving.fleet_reports import (
+    backends_report,
+    drain_report,
+    gpus_report,
+    nodes_report,
+    shelves_report,
+)
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.node_state import GPU_TYPE_LABEL, NodeIdentity, NodeState, Versions
 from xgen_ray.serving.nodes import NodesSeen
@@ -254,6 +264,11 @@ class Desk:
     async def figures(self, since: float) -> FiguresReport:
         now = time.time()
         return FiguresReport(now=now, started=now, step_s=5.0, fleet=(), models={}, streams=())
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        kind = DrainLifted if request.lift else DrainAsked
+        self._call(lambda caller: kind(request.node, caller, time.time()))
+        return drain_report(request.node, self._state)
 
     async def lift(self, request: LiftRequest) -> None:
         self._call(lambda caller: ExclusionsLifted(request.model, request.backend, caller, time.time()))

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 
 from xgen_ray.api import ApiKeys, create_management_app
 from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
-from xgen_ray.errors import ModelNotFound, PlacementRefused
+from xgen_ray.errors import InvalidRequest, ModelNotFound, PlacementRefused
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
     AssignmentReport,
@@ -32,6 +32,8 @@ from xgen_ray.schema import (
     BackendsReport,
     CandidateReport,
     DetectorLine,
+    DrainReport,
+    DrainRequest,
     EngineStatus,
     ExclusionReport,
     FailureReport,
@@ -240,6 +242,10 @@ class Fleet:
         self.node_reports: tuple[NodeReport, ...] = NODES
         self.requests: list[LoadRequest] = []
         self.scaled: list[ScaleRequest] = []
+        self.drains: list[DrainRequest] = []
+        # What is on the first node at each look, from now on.
+        self.leaving: list[tuple[str, ...]] = []
+        self.drained_away: tuple[str, ...] = ()
         self.log_lines: list[str] = [f"line {number}" for number in range(5)]
         self.chats: list[dict[str, Any]] = []
         self.client_left = threading.Event()
@@ -317,7 +323,10 @@ class Fleet:
         return FiguresReport(now=since, started=0.0, step_s=5.0, fleet=(), models={}, streams=())
 
     async def nodes(self) -> NodesReport:
-        return NodesReport(nodes=self.node_reports)
+        first, *others = self.node_reports
+        if self.leaving:
+            first = first.model_copy(update={"models": self.leaving.pop(0)})
+        return NodesReport(nodes=(first, *others), drained_away=self.drained_away)
 
     async def restart(self, name: str) -> ModelStatus:
         raise NotImplementedError("the command line restarts nothing")
@@ -336,6 +345,18 @@ class Fleet:
 
     async def metrics_targets(self) -> tuple[TargetGroup, ...]:
         return (TargetGroup(targets=("127.0.0.1:9464",), labels={"job": "xgen-ray"}),)
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        found = next((one for one in self.node_reports if request.node in (one.node, one.node_id)), None)
+        if found is None:
+            raise InvalidRequest(f"there is no node {request.node}; the nodes are: gpu-1", "node")
+        since = None if request.lift else 1.0
+        self.drains.append(request)
+        self.node_reports = tuple(
+            one.model_copy(update={"drained_since": since}) if one is found else one
+            for one in self.node_reports
+        )
+        return DrainReport(node=found.node, drained_since=since, models=found.models)
 
     async def lift(self, request: LiftRequest) -> None:
         model = self.models.get(request.model)

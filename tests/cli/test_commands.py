@@ -398,7 +398,7 @@ def test_the_version_is_the_packages(call: Call) -> None:
     assert call("--version").stdout == f"xgen-ray {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "plan m", "nodes", "lift m"])
+@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "nodes", "drain n", "lift m"])
 def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command: str) -> None:
     result = call(*command.split(), env={"XGEN_RAY_API_KEY": "not-the-key"})
     assert result.exit_code == ExitCode.UNAUTHORISED
@@ -407,7 +407,7 @@ def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command:
 
 
 @pytest.mark.parametrize(
-    "command", ["ps", "load m", "unload m", "logs m", "nodes", "lift m", "chat -m hi", "bench"]
+    "command", ["ps", "load m", "unload m", "logs m", "nodes", "drain n", "lift m", "chat -m hi", "bench"]
 )
 def test_no_server_ends_every_command_alike(call: Call, command: str) -> None:
     result = call(*command.split(), env={"XGEN_RAY_URL": "http://127.0.0.1:9"})

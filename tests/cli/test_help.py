@@ -9,7 +9,7 @@ from tests.cli.fleet import KEY
 from xgen_ray.cli.exits import ExitCode
 
 COMMANDS = [
-    *("up", "node", "nodes", "detect", "doctor", "plan"),
+    *("up", "node", "nodes", "drain", "detect", "doctor", "plan"),
     *("load", "unload", "ps", "logs", "lift", "chat", "bench"),
 ]
 FORMATTED = {"COLUMNS": "80"}

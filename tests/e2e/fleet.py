@@ -319,6 +319,63 @@ class Traffic:
             self._stop.wait(_PAUSE_S)
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """One answer: the replica that gave it, when it began and ended in Unix seconds, and its last words."""
+
+    replica: str
+    began: float
+    ended: float
+    last: str
+
+    @property
+    def is_whole(self) -> bool:
+        return '"finish_reason":"length"' in self.last and self.last.endswith("data: [DONE]\n\n")
+
+
+class Streams:
+    """So many streams of a model at once, each followed by another, until told to stop."""
+
+    def __init__(self, client: Client, model: str, count: int) -> None:
+        self._client = client
+        self._body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 200,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+        self.answers: list[Streamed] = []
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(120)
+
+    def of(self, replica: str) -> list[Streamed]:
+        return [answer for answer in self.answers if answer.replica == replica]
+
+    def _ask(self) -> None:
+        address = f"{self._client.url}/v1/chat/completions"
+        while not self._stop.is_set():
+            began, replica, text = time.time(), "", ""
+            try:
+                with httpx.stream("POST", address, json=self._body, timeout=90, trust_env=False) as answer:
+                    replica = answer.headers.get("x-xgen-replica", str(answer.status_code))
+                    for chunk in answer.iter_text():
+                        text += chunk
+            except httpx.TransportError as error:
+                text += repr(error)
+            self.answers.append(Streamed(replica, began, time.time(), text[-1000:]))
+
+
 def kill_all(node: Node) -> None:
     """SIGKILL to whatever the node has, until it has nothing."""
     while left := node.processes():

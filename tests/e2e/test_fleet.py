@@ -5,7 +5,10 @@ model on each of its nodes; whatever else a test loads, it unloads.
 """
 
 import contextlib
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +19,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.chromium import chromium, tab
-from tests.e2e.fleet import HEAD, Card, Fleet, Machine, Traffic, at_once
+from tests.e2e.fleet import HEAD, Card, Fleet, Machine, Streams, Traffic, at_once
 from tests.stack import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.native, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -363,6 +366,46 @@ def test_a_node_of_plain_ray_is_a_cpu_node_and_says_what_to_do(
 
 def untagged(fleet: Fleet) -> dict[str, Any] | None:
     return next((one for one in fleet.seen().values() if not one["tagged"] and one["schedulable"]), None)
+
+
+def test_a_drained_node_goes_empty_and_no_stream_is_cut(
+    fleet: Fleet, settled: dict[str, dict[str, Any]]
+) -> None:
+    """One model moves while it streams. The other is bound to the node: it stays and says why."""
+    with loaded(fleet, "leaver", on=["apu", "instinct"], options={"slots": 2}) as status:
+        (old,) = status["replicas"]
+        bound, node = f"on-{old['node']}", old["node"]
+        with Streams(fleet, "leaver", 2) as streams:
+            wait_until(lambda: streams.of(old["replica_id"]), 60, "a stream of the first engine")
+            answer = fleet.management("POST", "drain", json={"node": node})
+            assert (answer.status_code, answer.json()["models"]) == (200, sorted(["leaver", bound]))
+            wait_until(lambda: leased(fleet, node) == {bound}, MOVED_S, "the first engine to be gone")
+            (new,) = state_of(fleet, "leaver")["replicas"]
+            wait_until(lambda: streams.of(new["replica_id"]), 60, "a stream of the second engine")
+        assert new["node"] in {"apu", "instinct"} - {node}
+        assert {one.replica for one in streams.answers} == {old["replica_id"], new["replica_id"]}
+        assert [one.last for one in streams.answers if not one.is_whole] == []
+        last = max(one.ended for one in streams.of(old["replica_id"]))
+        assert last > new["since"], "the first engine was still at work when the second one could take over"
+        print(f"its last stream ended {last - new['since']:.1f} s after the second engine was ready")
+        stays = state_of(fleet, bound)
+        assert (stays["phase"], engine(stays)) == ("ready", engine(settled[node]))
+        assert f"drained by an operator; `xgen-ray drain {node} --lift`" in stays["shortfall"]
+        assert fleet.unload(bound).status_code == 200
+        command = [sys.executable, "-m", "xgen_ray", "drain", node, "--json", "--timeout", "60"]
+        done = subprocess.run(
+            [*command, "--url", fleet.url], capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, json.loads(done.stdout)["left"]) == (0, []), done.stderr
+        assert leased(fleet, node) == set()
+        assert not fleet.plan(on=[node])["accepted"]
+        assert fleet.management("POST", "drain", json={"node": node, "lift": True}).status_code == 200
+    again = fleet.small(bound, on=[node])
+    assert again.status_code == 200, again.text
+
+
+def leased(fleet: Fleet, node: str) -> set[str]:
+    return {lease["model"] for lease in fleet.seen()[node]["leases"]}
 
 
 def test_a_node_that_dies_under_load_loses_its_models_to_others(

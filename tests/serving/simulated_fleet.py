@@ -21,7 +21,7 @@ from xgen_ray.placement import (
     gpu_key,
     observe,
 )
-from xgen_ray.schema import LoadRequest, Scaling
+from xgen_ray.schema import LoadRequest, Phase, Scaling
 from xgen_ray.serving import leases
 from xgen_ray.serving.chronicle import Chronicle, note
 from xgen_ray.serving.effects import (
@@ -34,6 +34,7 @@ from xgen_ray.serving.effects import (
     PrepareApp,
     Publish,
     Remember,
+    RememberDrained,
     RememberLessons,
     StartApp,
     StopApp,
@@ -42,6 +43,8 @@ from xgen_ray.serving.events import (
     AppPrepared,
     AppRefused,
     AppsObserved,
+    DrainAsked,
+    DrainLifted,
     Event,
     LoadAsked,
     LookDone,
@@ -91,6 +94,7 @@ class Node:
     ram_bytes: int
     gpus: tuple[GPUInfo, ...]
     with_files: bool
+    name: str
     kind: str = ""
     book: Book = field(default_factory=Book)
     # Engines that really run here, by the lease they have.
@@ -125,7 +129,7 @@ class Node:
         ground = self.ground()
         return NodeView(
             node_id=self.node_id,
-            name=f"node-{self.node_id}",
+            name=self.name,
             snapshot=ground.snapshot,
             statuses=engines(self.gpus),
             usage=ground.usage,
@@ -158,6 +162,9 @@ class World:
     state: ControlState = field(default_factory=ControlState)
     chronicle: Chronicle = field(default_factory=Chronicle)
     registry: dict[str, Record] = field(default_factory=dict)
+    # Which nodes are drained, as the registry has it, and as the last acknowledged order has it of each.
+    drained: dict[str, float] = field(default_factory=dict)
+    closed: dict[str, bool] = field(default_factory=dict)
     lessons: tuple[tuple[Exclusion, ...], tuple[Observation, ...]] = ((), ())
     apps: dict[str, App] = field(default_factory=dict)
     looks: list[Look] = field(default_factory=list)
@@ -176,6 +183,8 @@ class World:
     evicted: set[str] = field(default_factory=set)
     # What each caller wants of which name: a load (True), an unload (False), another scale (None).
     asked: dict[str, tuple[str, bool | None]] = field(default_factory=dict)
+    # What each caller wants of which node: a drain (True), or its end (False).
+    orders: dict[str, tuple[str, bool]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     # What the autoscaler may start, and what it was last told.
     types: dict[str, NodeType] = field(default_factory=dict)
@@ -183,6 +192,8 @@ class World:
     # When what happened: a sentence, or an event or effect with what comes before it.
     log: list[tuple[float, str, Event | Effect | None]] = field(default_factory=list)
     faults: bool = True
+    # How often control dies between two effects.
+    mortality: float = 0.003
     names: tuple[str, ...] = ("a", "b", "c")
     # What the configuration says, under names of its own.
     declared: dict[str, LoadRequest] = field(default_factory=dict)
@@ -206,7 +217,7 @@ class World:
         """Everything that happened, a line each."""
         return [f"{at:9.1f} {text}{'' if item is None else _short(item)}" for at, text, item in self.log]
 
-    def join(self, kind: str = "") -> None:
+    def join(self, kind: str = "", name: str = "") -> None:
         node_id = f"n{len(self.nodes)}.{self.rng.randrange(10**6)}"
         gpus = tuple(
             radeon(self.rng.choice((8, 16, 24)) * GIB, number)
@@ -217,8 +228,10 @@ class World:
         if kind and self.rng.random() < 0.8:
             gpus = (radeon(48 * GIB, 0),) if kind == "amd" else ()
             ram = 64 * GIB
-        self.nodes[node_id] = Node(node_id, ram, gpus, with_files=self.rng.random() < 0.5, kind=kind)
-        self.note(f"node {node_id} joins: {ram // GIB} GiB, {len(gpus)} GPUs")
+        self.nodes[node_id] = Node(
+            node_id, ram, gpus, self.rng.random() < 0.5, name or f"node-{node_id}", kind
+        )
+        self.note(f"node {node_id} joins as {self.nodes[node_id].name}: {ram // GIB} GiB, {len(gpus)} GPUs")
 
     # ---- control -------------------------------------------------------------------------------
 
@@ -230,7 +243,10 @@ class World:
         self.preparing.clear()
         for caller in self.open_calls:
             # Its connection broke: it cannot know, so nothing is promised about that name any more.
-            self.promised.pop(self.asked[caller][0], None)
+            if caller in self.orders:
+                self.closed.pop(self.orders[caller][0], None)
+            else:
+                self.promised.pop(self.asked[caller][0], None)
         self.open_calls.clear()
         self.state = ControlState()
         self.chronicle = Chronicle(self.chronicle.events)
@@ -239,7 +255,16 @@ class World:
         life = f"life{self.lives}"
         declared = dict(self.declared)
         self.feed(
-            Restored(records, declared, seen, life, self.now, *self.lessons, node_types=dict(self.types))
+            Restored(
+                records,
+                declared,
+                seen,
+                life,
+                self.now,
+                *self.lessons,
+                node_types=dict(self.types),
+                drained=dict(self.drained),
+            )
         )
 
     def feed(self, event: Event) -> None:
@@ -247,8 +272,9 @@ class World:
         before = self.state
         self.state, effects = step(before, event)
         self.chronicle = note(self.chronicle, before, self.state, self.now)
+        self.check_make_before_break(before, event)
         for effect in effects:
-            if self.faults and self.rng.random() < 0.003:
+            if self.rng.random() < self.mortality:
                 self.note("control dies between two effects")
                 self.begin_life()
                 return
@@ -271,7 +297,11 @@ class World:
                 self.looks.append(effect)
             case CancelLook(name=name, attempt=attempt):
                 self.looks = [other for other in self.looks if (other.name, other.attempt) != (name, attempt)]
-            case PrepareApp():
+            case RememberDrained(drained=drained):
+                self.drained = dict(drained)
+            case PrepareApp(node_id=node_id):
+                at = self.nodes.get(node_id)
+                assert at is None or at.name not in self.state.drained, "nothing new goes to a drained node"
                 self.preparing.append(effect)
             case StartApp(app=app, name=name, node_id=node_id):
                 assert app not in self.started, "an app name is used once"
@@ -283,6 +313,10 @@ class World:
                 assert caller not in self.answered, "every caller is answered once"
                 self.answered.add(caller)
                 self.open_calls.discard(caller)
+                if caller in self.orders:
+                    if error is None:
+                        self.closed[name] = self.orders[caller][1]
+                    return
                 _, is_load = self.asked[caller]
                 if error is None and is_load is not None:
                     self.promised[name] = is_load
@@ -328,6 +362,8 @@ class World:
                 self.scale,
                 self.autoscale,
                 self.apply_configuration,
+                self.drain,
+                self.upgrade_node,
             ],
             weights=[
                 30,
@@ -346,6 +382,8 @@ class World:
                 fault,
                 4,
                 3 * fault,
+                6 * fault,
+                fault,
             ],
         )[0]
         action()
@@ -412,7 +450,7 @@ class World:
         self.inbox.append(LookDone(effect.name, effect.attempt, found, fleet, self.now))
 
     def listed(self) -> tuple[dict[str, str], float, dict[str, str]]:
-        names = {key: f"node-{key}" for key in self.nodes}
+        names = {key: node.name for key, node in self.nodes.items()}
         return names, self.now, {key: node.kind for key, node in self.nodes.items() if node.kind}
 
     def size_of(self, name: str) -> int:
@@ -512,17 +550,24 @@ class World:
         self.inbox += [event] * (0 if lost else 2 if twice else 1)
 
     def ask(self) -> None:
+        name = self.rng.choice(self.names)
+        if self.rng.random() < 0.65:
+            self.load(name)
+        else:
+            self.feed(UnloadAsked(name, self.calls(name, is_load=False), self.now))
+
+    def load(self, name: str) -> None:
+        evict = "idle" if hash_of(name) % 3 == 0 else "never"
+        wish = request(name, **scale_of(name), evict=evict)
+        self.feed(LoadAsked(name, wish, self.calls(name, is_load=True), self.now))
+
+    def calls(self, name: str, *, is_load: bool) -> str:
+        """Somebody who asks, and waits for the answer."""
         self.callers += 1
-        caller, name = f"c{self.callers}", self.rng.choice(self.names)
-        is_load = self.rng.random() < 0.65
+        caller = f"c{self.callers}"
         self.asked[caller] = (name, is_load)
         self.open_calls.add(caller)
-        if is_load:
-            evict = "idle" if hash_of(name) % 3 == 0 else "never"
-            wish = request(name, **scale_of(name), evict=evict)
-            self.feed(LoadAsked(name, wish, caller, self.now))
-        else:
-            self.feed(UnloadAsked(name, caller, self.now))
+        return caller
 
     def wake(self) -> None:
         self.inbox.append(WakeAsked(frozenset({self.rng.choice(self.names)}), self.now))
@@ -548,6 +593,42 @@ class World:
             self.scaled.discard(name)
         self.note(f"the configuration declares {', '.join(sorted(self.declared)) or 'nothing'}")
         self.begin_life()
+
+    def drain(self) -> None:
+        """An operator closes a node, or opens one; some are not there, some are as asked already."""
+        names = {node.name for node in self.nodes.values()} | self.drained.keys() | {"nowhere"}
+        busy = {app.node for model in self.state.models.values() for app in model.live}
+        name = self.rng.choice(sorted(busy if busy and self.rng.random() < 0.7 else names))
+        self.order(name, is_closing=self.rng.random() < (0.3 if name in self.drained else 0.9))
+
+    def order(self, node: str, *, is_closing: bool) -> None:
+        self.callers += 1
+        caller = f"c{self.callers}"
+        self.orders[caller] = (node, is_closing)
+        self.open_calls.add(caller)
+        kind = DrainAsked if is_closing else DrainLifted
+        self.feed(kind(node, caller, self.now))
+
+    def upgrade_node(self) -> None:
+        """A node starts again: it comes back under its name, with another id."""
+        if self.nodes:
+            node = self.nodes[self.rng.choice(sorted(self.nodes))]
+            self.note(f"node {node.node_id} starts again")
+            self.drop_node(node.node_id)
+            self.join(node.kind, node.name)
+
+    def check_make_before_break(self, before: ControlState, event: Event) -> None:
+        """A step that stops what is leaving does not leave a model with less that serves than before."""
+        for name, model in before.models.items():
+            after = self.state.models.get(name)
+            if after is None or after.wanted != model.wanted or after.request != model.request:
+                continue
+            moved = [app for app in model.leaving if app.name not in {one.name for one in after.live}]
+            # Of those it was told that they are gone, or that their engines failed.
+            orders = isinstance(event, DrainAsked | DrainLifted | AppPrepared | LookDone)
+            told = isinstance(event, ReplicaReported) and event.failure is None
+            if moved and (orders or told) and after.phase is not Phase.UNLOADING and after.apps:
+                assert after.ready >= min(model.ready, model.wanted), f"{name} lost what served; {event}"
 
     def crash(self) -> None:
         alive = [(name, key) for name, app in sorted(self.apps.items()) for key in sorted(app.replicas)]
@@ -618,7 +699,7 @@ class World:
 
     def settle(self, steps: int) -> None:
         """The faults end; everything under way comes to its end, and every pause passes."""
-        self.faults = False
+        self.faults, self.mortality = False, 0.0
         for _ in range(steps):
             self.act()
         self.rest(12, pause_s=700.0)

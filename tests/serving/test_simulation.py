@@ -9,16 +9,21 @@ import sys
 
 import pytest
 
+from tests.serving.builders import facts
 from tests.serving.simulated_fleet import World
 from xgen_ray.console import EventKind
+from xgen_ray.placement import FleetRefusal
 from xgen_ray.schema import Phase
-from xgen_ray.serving.events import WakeAsked
+from xgen_ray.serving.events import LookDone, WakeAsked
 from xgen_ray.serving.leases import LeaseState
-from xgen_ray.serving.state import AppPhase, Model
+from xgen_ray.serving.placing import dry_run
+from xgen_ray.serving.state import AppPhase, Fleet, Model
 from xgen_ray.serving.wishes import missing_replicas
 
 SEEDS = 2000
 BLOCKS = 20
+# Of so many fleets one is drained while it is at rest; all of them are before.
+DRAINING = 3
 
 
 def made(seed: int) -> World:
@@ -39,6 +44,10 @@ def run(seed: int) -> None:
         check(world)
         check_chronicle(world)
         check_waking(world)
+        if seed % DRAINING == 0:
+            check_draining(world)
+        if world.drained:
+            check_reopened(world)
     except Exception as error:
         events = "\n".join(world.told())
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{events}") from error
@@ -109,6 +118,7 @@ def check(world: World) -> None:
     assert {name for name, model in models.items() if model.phase in kept} <= remembered, told
     assert remembered <= set(models), told
     check_declared(world, told)
+    check_drained(world, told)
     for name, loaded in world.promised.items():
         if loaded:
             # It may have made room for another since, if that one asked for it.
@@ -117,6 +127,48 @@ def check(world: World) -> None:
             assert evicted or models[name].phase is Phase.READY or models[name].proven, told
         else:
             assert name not in models, f"{name} was unloaded and is back; {told}"
+
+
+def check_drained(world: World, told: str) -> None:
+    """A drained node is empty, but for what has no other place: and that says so, and goes on serving."""
+    state = world.state
+    assert state.drained == world.drained, "what is drained is in the registry"
+    for node, is_closed in world.closed.items():
+        assert (node in state.drained) is is_closed, f"{node}: {is_closed} was answered; {state.drained}"
+    fleet = Fleet(tuple(node.view() for node in world.nodes.values()))
+    for model in state.models.values():
+        assert all(app.leaving is (app.node in state.drained) for app in model.live), told
+        if model.leaving:
+            assert missing_replicas(model) >= len(model.leaving), f"{model.name} might let go; {told}"
+            looked = LookDone("", 0, facts(model.name, world.size_of(model.name)), fleet, world.now)
+            place = dry_run(model.request.model_copy(update={"replicas": 1, "scaling": None}), looked, state)
+            assert isinstance(place, FleetRefusal), f"{model.name} could go to {place}; {told}"
+
+
+def check_draining(world: World) -> None:
+    """Of a fleet at rest one node after another is drained, while control dies now and then."""
+    for name in world.names:
+        world.load(name)
+    world.rest(1, pause_s=1.0)
+    for _ in range(2):
+        busy = sorted({app.node for model in world.state.models.values() for app in model.staying})
+        if busy:
+            world.order(world.rng.choice(busy), is_closing=True)
+            world.mortality = 0.05
+            for _ in range(40):
+                world.act()
+            world.mortality = 0.0
+            world.rest(12, pause_s=700.0)
+            check(world)
+
+
+def check_reopened(world: World) -> None:
+    """Every drain ends, and nothing is left of it."""
+    for node in sorted(world.drained):
+        world.order(node, is_closing=False)
+    world.rest(12, pause_s=700.0)
+    assert world.drained == {}, "nothing is drained any more"
+    check(world)
 
 
 def check_declared(world: World, told: str) -> None:

@@ -5,6 +5,8 @@ from typing import Protocol
 from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
 from xgen_ray.schema import (
     BackendsReport,
+    DrainReport,
+    DrainRequest,
     Endpoint,
     FiguresReport,
     GPUsReport,
@@ -72,6 +74,9 @@ class ControlPlane(Protocol):
 
         Cancelling the call ends the waiting, never the restart. Raises ModelNotFound.
         """
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        """Close a node, or open it again. Returns once that will outlive a restart. Raises InvalidRequest."""
 
     async def scale(self, request: ScaleRequest) -> ModelStatus:
         """Change how many replicas a model has, and nothing else. Raises ModelNotFound, WrongState."""

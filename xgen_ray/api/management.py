@@ -24,6 +24,8 @@ from xgen_ray.errors import XgenRayError
 from xgen_ray.schema import (
     LOADED_PATTERN,
     BackendsReport,
+    DrainReport,
+    DrainRequest,
     FiguresReport,
     GPUsReport,
     LiftRequest,
@@ -171,6 +173,15 @@ def _orders(control: ControlPlane) -> APIRouter:
     async def lift(body: LiftRequest) -> None:
         """A backend that failed on a model is left out until this is called; its status says which."""
         await control.lift(body)
+
+    @router.post("/drain", summary="Take a node out of service, or put it back")
+    async def drain(body: DrainRequest) -> DrainReport:
+        """Nothing new goes to a drained node, and what runs there is started elsewhere before it is stopped.
+
+        The answer comes at once; ``nodes`` says what is still there, and a model that has no other place goes
+        on there, with its ``shortfall``. It lasts until it is lifted, also when the node starts again.
+        """
+        return await control.drain(body)
 
     @router.post(
         "/load", summary="Load a model", responses={202: {"model": ModelStatus, "description": "Loading"}}

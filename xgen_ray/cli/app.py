@@ -15,6 +15,7 @@ from xgen_ray.cli.bench import bench
 from xgen_ray.cli.chat import chat
 from xgen_ray.cli.detect import detect
 from xgen_ray.cli.doctor import doctor
+from xgen_ray.cli.drain import drain
 from xgen_ray.cli.exits import CommandError, ExitCode, code_of_error
 from xgen_ray.cli.lift import lift
 from xgen_ray.cli.load import load
@@ -93,6 +94,7 @@ app.command(rich_help_panel=_SERVE)(up)
 app.command(rich_help_panel=_SERVE)(node)
 app.command(rich_help_panel=_SERVE)(apply)
 app.command(rich_help_panel=_SERVE)(nodes)
+app.command(rich_help_panel=_SERVE)(drain)
 app.command(rich_help_panel=_LOOK)(detect)
 app.command(rich_help_panel=_LOOK)(doctor)
 app.command(rich_help_panel=_LOOK, epilog=options.option_list())(plan)

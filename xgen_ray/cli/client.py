@@ -19,6 +19,8 @@ from xgen_ray import __version__
 from xgen_ray.bench.sse import Delta, EventDecoder, error_text, read_delta
 from xgen_ray.cli.exits import CommandError, ExitCode, code_of_answer
 from xgen_ray.schema import (
+    DrainReport,
+    DrainRequest,
     LiftRequest,
     LoadRequest,
     LogPage,
@@ -105,6 +107,10 @@ class Server:
     def scale(self, request: ScaleRequest) -> ModelStatus:
         """Change how many replicas a model has."""
         return self._management("POST", "scale", ModelStatus, body=_body(request))
+
+    def drain(self, request: DrainRequest) -> DrainReport:
+        """Take a node out of service, or put it back; return at once."""
+        return self._management("POST", "drain", DrainReport, body=_body(request))
 
     def lift(self, request: LiftRequest) -> None:
         """Give excluded backends of a model another chance. Raises ``ServerRefusal`` if there are none."""

@@ -12,13 +12,15 @@ from xgen_ray.placement import BACKENDS, RAM
 from xgen_ray.placement.sizes import gib
 from xgen_ray.schema import GPUReport, NodeReport
 
-_STATE_STYLES = {"ready": "green", "untagged": "yellow", "unusable": "bold red"}
+_STATE_STYLES = {"ready": "green", "untagged": "yellow", "drained": "yellow", "unusable": "bold red"}
 _SILENT_ADVICE = "If that lasts: run `xgen-ray doctor` on it, then join it again with `xgen-ray node`."
 _SHORT_ID = 8
 
 
-def fleet_tables(nodes: Sequence[NodeReport]) -> RenderableType:
-    """Return the nodes, then their devices with live figures, then what is wrong with which node."""
+def fleet_tables(nodes: Sequence[NodeReport], drained_away: Sequence[str] = ()) -> RenderableType:
+    """Return the nodes, then their devices with live figures, then what is wrong with which node.
+    ``drained_away`` are drained and not there.
+    """
     if not nodes:
         return Text("No nodes. Join one with `xgen-ray node --address HOST:PORT`.")
     named = _names(nodes)
@@ -26,6 +28,7 @@ def fleet_tables(nodes: Sequence[NodeReport]) -> RenderableType:
     if any(node.memory_total_bytes for node in nodes):
         parts += [Text(""), _devices(named)]
     told = [_trouble(name, node) for name, node in named if node.reason]
+    told += [Text(f"{output.plain(name)}: drained, and not there now") for name in drained_away]
     if told:
         parts += [Text(""), *told]
     return Group(*parts)
@@ -104,7 +107,7 @@ def _detail(node: NodeReport) -> list[RenderableType]:
     facts.add_column(overflow="fold")
     rows: list[tuple[str, object]] = [("node", node.node), ("id", node.node_id), ("state", _state(node))]
     if node.reason:
-        rows += [("reason", node.reason), *([("do", _SILENT_ADVICE)] if not node.schedulable else [])]
+        rows += [("reason", node.reason), *([("do", _SILENT_ADVICE)] if _is_mute(node) else [])]
     if not node.memory_total_bytes:
         # Nobody has looked into it: every further figure would be made up.
         rows += _label_rows(node)
@@ -204,13 +207,20 @@ def _detectors(node: NodeReport) -> Table:
 
 def _state(node: NodeReport) -> Text:
     word = "ready" if node.tagged else "untagged"
-    if not node.schedulable:
+    if node.drained_since is not None:
+        word = "drained"
+    elif not node.schedulable:
         word = "unusable"
     return Text(word, style=_STATE_STYLES[word])
 
 
+def _is_mute(node: NodeReport) -> bool:
+    """Nobody wants it out of service, and still it is."""
+    return not node.schedulable and node.drained_since is None
+
+
 def _trouble(name: str, node: NodeReport) -> Text:
-    advice = "" if node.schedulable else f". {_SILENT_ADVICE}"
+    advice = f". {_SILENT_ADVICE}" if _is_mute(node) else ""
     style = _STATE_STYLES[_state(node).plain]
     return Text.assemble((output.plain(name), style), ": ", output.plain(node.reason + advice))
 

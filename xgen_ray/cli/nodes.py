@@ -41,7 +41,9 @@ def nodes(
             return _narrowed(server.nodes(), name)
 
         def rendered(report: NodesReport) -> RenderableType:
-            return fleet_tables(report.nodes) if name is None else node_tables(report.nodes)
+            return (
+                fleet_tables(report.nodes, report.drained_away) if name is None else node_tables(report.nodes)
+            )
 
         if watch:
             watching.watch(look, rendered, interval, as_json=as_json)

@@ -67,7 +67,8 @@ class LeaseReport(Wire):
 
 
 class NodeReport(Wire):
-    """A node: hardware, engines, what is promised to whom. ``schedulable`` is False with a ``reason``.
+    """A node: hardware, engines, what is promised to whom. ``schedulable`` is False with a ``reason``, as
+    it is of a node that has been drained ``drained_since`` (Unix seconds).
 
     ``badges`` say in a word or two what it computes with, one for each kind: ``CUDA GPU``, ``ROCm GPU``,
     ``Metal GPU``, ``GPU``, or ``CPU only``. A node that gives no answer has none.
@@ -78,6 +79,7 @@ class NodeReport(Wire):
     tagged: bool = True
     schedulable: bool = True
     reason: str = ""
+    drained_since: float | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     leases: tuple[LeaseReport, ...] = ()
     models: tuple[str, ...] = ()
@@ -98,9 +100,22 @@ class NodeReport(Wire):
 
 
 class NodesReport(Wire):
-    """Answer of ``GET /api/management/nodes``."""
+    """Answer of ``GET /api/management/nodes``. ``drained_away`` are the names that are drained and of which
+    no node is there now.
+    """
 
     nodes: tuple[NodeReport, ...]
+    drained_away: tuple[str, ...] = ()
+
+
+class DrainReport(Wire):
+    """Answer of ``POST /api/management/drain``: since when the node takes nothing (None: it takes models),
+    and the models that have an engine there.
+    """
+
+    node: str
+    drained_since: float | None
+    models: tuple[str, ...]
 
 
 class GPUsReport(Wire):

@@ -130,3 +130,12 @@ class LiftRequest(Wire):
 
     model: str = Field(min_length=1, max_length=1024)
     backend: Backend | None = None
+
+
+class DrainRequest(Wire):
+    """Take a node out of service before it is stopped, or put it back with ``lift``. ``node`` is its name or
+    its id; it is remembered by its name, under which it may come back.
+    """
+
+    node: str = Field(min_length=1, max_length=256)
+    lift: bool = False

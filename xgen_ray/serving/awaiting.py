@@ -68,7 +68,7 @@ def _demand(
     missing: int,
     unfit: Mapping[str, str],
 ) -> NodeDemand:
-    used = nodes_in_use(turn.models.values(), turn.node_kinds)
+    used = nodes_in_use(turn.models.values(), turn.node_kinds, turn.closed)
     return node_demand(
         event.facts,
         options,

@@ -45,7 +45,12 @@ class Chronicle:
 def note(chronicle: Chronicle, before: ControlState, after: ControlState, at: float) -> Chronicle:
     """The chronicle with what has happened between two states of one life of control."""
     homes = {name: home for name, home in chronicle.homes.items() if name in after.models}
-    happened = [*_life(before, after), *_nodes(before, after), *_lessons(before, after)]
+    happened = [
+        *_life(before, after),
+        *_nodes(before, after),
+        *_drains(before, after),
+        *_lessons(before, after),
+    ]
     for name, model in after.models.items():
         was = before.models.get(name)
         if was is model:
@@ -124,6 +129,27 @@ def _nodes(before: ControlState, after: ControlState) -> Iterator[_Happening]:
         had = f", and with it {', '.join(models)}" if models else ""
         level: Literal["warning", "info"] = "warning" if models else "info"
         yield _Happening(EventKind.NODE_LOST, level, f"{name} is gone{had}", node=name)
+
+
+def _drains(before: ControlState, after: ControlState) -> Iterator[_Happening]:
+    if before.epoch != after.epoch:
+        return
+    for name in after.drained.keys() - before.drained.keys():
+        models = _models_on(name, before)
+        moves = f"; moving away: {', '.join(models)}" if models else " and is empty"
+        yield _Happening(EventKind.NODE_DRAINED, "info", f"{name} takes nothing new{moves}", node=name)
+    for name in before.drained.keys() - after.drained.keys():
+        yield _Happening(EventKind.NODE_OPENED, "info", f"{name} takes models again", node=name)
+    for name in before.drained.keys() & after.drained.keys():
+        if _models_on(name, before) and not _models_on(name, after):
+            yield _Happening(EventKind.NODE_EMPTY, "info", f"nothing runs on {name} any more", node=name)
+
+
+def _models_on(node: str, state: ControlState) -> list[str]:
+    """Those that have an engine there, or had one that is not gone yet."""
+    return sorted(
+        model.name for model in state.models.values() if any(app.node == node for app in model.apps.values())
+    )
 
 
 def _lessons(before: ControlState, after: ControlState) -> Iterator[_Happening]:

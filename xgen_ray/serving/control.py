@@ -12,6 +12,8 @@ from xgen_ray.placement import FleetPlan, Observation
 from xgen_ray.schema import (
     BackendsReport,
     DeclaredChange,
+    DrainReport,
+    DrainRequest,
     FailureReport,
     FiguresReport,
     GPUsReport,
@@ -29,6 +31,8 @@ from xgen_ray.schema import (
 from xgen_ray.serving.apps import Apps
 from xgen_ray.serving.declaring import changes_of
 from xgen_ray.serving.events import (
+    DrainAsked,
+    DrainLifted,
     Event,
     ExclusionsLifted,
     LoadAsked,
@@ -42,6 +46,7 @@ from xgen_ray.serving.events import (
 )
 from xgen_ray.serving.fleet_reports import (
     backends_report,
+    drain_report,
     gpus_report,
     nodes_report,
     shelves_report,
@@ -124,14 +129,12 @@ class Control:
         pools = [one for one in self._loop.state.models.values() if one.served_as == name]
         leaving = pools or [self._model(name)]
         last = self._status_of(leaving[0])
-        outcomes = []
-        for model in leaving:
-            caller, outcome = self._loop.caller()
-            self._loop.post(UnloadAsked(model.name, caller, time.time()))
-            outcomes.append(outcome)
-        await asyncio.gather(*outcomes)
+        await asyncio.gather(*(self._unload(model.name) for model in leaving))
         gone = {"phase": Phase.UNLOADING, "reason": "unloaded", "endpoint": None, "replicas": ()}
         return last.model_copy(update=gone)
+
+    async def _unload(self, name: str) -> None:
+        await self._loop.ask(lambda caller: UnloadAsked(name, caller, time.time()))
 
     async def restart(self, name: str) -> ModelStatus:
         """Unloads the model, all of its pools, and loads it again as it was asked for."""
@@ -223,9 +226,15 @@ class Control:
 
     async def lift(self, request: LiftRequest) -> None:
         """Forget what was learned against backends of a model. Raises ModelNotFound if nothing was."""
-        caller, outcome = self._loop.caller()
-        self._loop.post(ExclusionsLifted(request.model, request.backend, caller, time.time()))
-        await outcome
+        await self._loop.ask(
+            lambda caller: ExclusionsLifted(request.model, request.backend, caller, time.time())
+        )
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        """Takes a node out of service, or puts it back. Raises InvalidRequest if there is no such node."""
+        kind = DrainLifted if request.lift else DrainAsked
+        await self._loop.ask(lambda caller: kind(request.node, caller, time.time()))
+        return drain_report(request.node, self._loop.state)
 
     async def figures(self, since: float) -> FiguresReport:
         """What went through the routers in the last hour."""
@@ -272,11 +281,9 @@ class Control:
 
     async def scale(self, request: ScaleRequest) -> ModelStatus:
         """Changes how many replicas a model has, with nothing else disturbed. Raises ModelNotFound."""
-        caller, outcome = self._loop.caller()
-        asked = ScaleAsked(request.name, request.replicas, request.scaling, caller, time.time())
-        self._loop.post(asked)
-        await outcome
-        return self._status_of(self._model(request.name))
+        name, size = request.name, (request.replicas, request.scaling)
+        await self._loop.ask(lambda caller: ScaleAsked(name, *size, caller, time.time()))
+        return self._status_of(self._model(name))
 
     async def hear_doubts(self, replica_ids: frozenset[str]) -> None:
         """A router's requests failed on these replicas: each finds out whether its engine still computes."""

@@ -35,6 +35,13 @@ class RememberLessons:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberDrained:
+    """Write to the registry which nodes are drained, by name, since when: all of them."""
+
+    drained: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """Read the model's facts and take the fleet's inventory."""
 
@@ -101,6 +108,7 @@ Effect = (
     Remember
     | Forget
     | RememberLessons
+    | RememberDrained
     | Look
     | CancelLook
     | PrepareApp

@@ -28,6 +28,7 @@ class Restored:
     observations: tuple[Observation, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
     node_types: Mapping[str, NodeType] = field(default_factory=dict)
+    drained: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,24 @@ class ExclusionsLifted:
 
     name: str
     backend: Backend | None
+    caller: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """An operator takes a node out of service; ``node`` is its name or its id."""
+
+    node: str
+    caller: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainLifted:
+    """An operator puts a node back into service, there or not; ``node`` is its name or its id."""
+
+    node: str
     caller: str
     at: float
 
@@ -190,6 +209,8 @@ Event = (
     | LoadAsked
     | UnloadAsked
     | ExclusionsLifted
+    | DrainAsked
+    | DrainLifted
     | LookProgressed
     | LookDone
     | LookFailed

@@ -12,15 +12,17 @@ from xgen_ray.schema import (
     BackendReport,
     BackendsReport,
     DetectorLine,
+    DrainReport,
     GPUReport,
     GPUsReport,
     LeaseReport,
     NodeReport,
     NodesReport,
 )
-from xgen_ray.serving.node_state import NodeState
+from xgen_ray.serving.draining import why_closed
+from xgen_ray.serving.node_state import NodeIdentity, NodeState
 from xgen_ray.serving.nodes import NodesSeen, SilentNode
-from xgen_ray.serving.state import ControlState
+from xgen_ray.serving.state import App, ControlState
 
 UNTAGGED = (
     "Ray was started here without its tags, so it counts as a CPU node; stop it, then join with "
@@ -56,9 +58,22 @@ def nodes_report(
 ) -> NodesReport:
     """Every node, by name. ``against`` says why a node that answers takes no models, if it takes none."""
     reports = [_node(state, control, policy, against(state)) for state in seen.states] + [
-        _silent(one) for one in seen.silent
+        _silent(one, control) for one in seen.silent
     ]
-    return NodesReport(nodes=tuple(sorted(reports, key=lambda report: (report.node, report.node_id))))
+    there = {report.node for report in reports}
+    return NodesReport(
+        nodes=tuple(sorted(reports, key=lambda report: (report.node, report.node_id))),
+        drained_away=tuple(sorted(control.drained.keys() - there)),
+    )
+
+
+def drain_report(node: str, control: ControlState) -> DrainReport:
+    """What has come of a drain, or of its end, so far. ``node`` is a name or an id."""
+    name = (control.nodes or {}).get(node, node)
+    models = [
+        one.name for one in control.models.values() if any(app.node == name for app in one.apps.values())
+    ]
+    return DrainReport(node=name, drained_since=control.drained.get(name), models=tuple(sorted(models)))
 
 
 def gpus_report(nodes: NodesReport) -> GPUsReport:
@@ -115,17 +130,16 @@ def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refu
     detection, host, usage = state.snapshot.detection, state.snapshot.host, state.usage
     statuses = available_backends(state.snapshot, state.statuses, vllm_rocm_gfx=policy.vllm_rocm_gfx)
     primary = detection.primary_gpu
-    here = [
-        model.name
-        for model in control.models.values()
-        if any(app.node_id == state.node.node_id for app in model.live)
-    ]
+    name = state.node.name
+    if name in control.drained:
+        refused = why_closed(name, refused)
     return NodeReport(
-        node=state.node.name,
+        node=name,
         node_id=state.node.node_id,
         tagged=state.node.tagged,
         schedulable=not refused,
         reason=refused or ("" if state.node.tagged else UNTAGGED),
+        drained_since=control.drained.get(name),
         labels=dict(state.node.labels),
         leases=tuple(
             LeaseReport(
@@ -139,7 +153,9 @@ def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refu
             )
             for lease in state.leases
         ),
-        models=tuple(sorted(here)),
+        models=tuple(
+            sorted(model.name for model in control.models.values() if _is_on(model.live, state.node))
+        ),
         gpus=tuple(_gpu(index, gpu, state) for index, gpu in enumerate(detection.gpus)),
         badges=badges(API_GPU_TYPES[gpu.gpu_type] for gpu in detection.gpus),
         gpu_type=API_GPU_TYPES[primary.gpu_type] if primary else "cpu",
@@ -164,14 +180,24 @@ def _node(state: NodeState, control: ControlState, policy: PlacementPolicy, refu
     )
 
 
-def _silent(silent: SilentNode) -> NodeReport:
+def _is_on(apps: Iterable[App], node: NodeIdentity) -> bool:
+    return any(app.node_id == node.node_id for app in apps)
+
+
+def _silent(silent: SilentNode, control: ControlState) -> NodeReport:
+    name = silent.node.name
+    # Its leases are not to be seen: an engine that is stopping counts until it is known to be gone.
+    models = [one.name for one in control.models.values() if _is_on(one.apps.values(), silent.node)]
+    reason = why_closed(name, silent.reason) if name in control.drained else silent.reason
     return NodeReport(
-        node=silent.node.name,
+        node=name,
         node_id=silent.node.node_id,
         tagged=silent.node.tagged,
         schedulable=False,
-        reason=silent.reason,
+        reason=reason,
+        drained_since=control.drained.get(name),
         labels=dict(silent.node.labels),
+        models=tuple(sorted(models)),
         gpus=(),
         gpu_type="cpu",
         recommended_backend="cpu",

@@ -24,6 +24,7 @@ from xgen_ray.serving.effects import (
     PrepareApp,
     Publish,
     Remember,
+    RememberDrained,
     RememberLessons,
     StartApp,
     StopApp,
@@ -99,6 +100,7 @@ class ControlLoop:
             observations=observations,
             costs=self._settings.costs,
             node_types=self._settings.node_types,
+            drained=self._registry.drained(),
         )
         self.post(restored)
         self._spawn(self._run())
@@ -128,6 +130,12 @@ class ControlLoop:
         self._waiting[caller] = outcome
         outcome.add_done_callback(lambda _: self._waiting.pop(caller, None))
         return caller, outcome
+
+    async def ask(self, make: Callable[[str], Event]) -> None:
+        """Posts what ``make`` makes for a caller, and waits for its answer. Raises the error in it."""
+        caller, outcome = self.caller()
+        self.post(make(caller))
+        await outcome
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -171,12 +179,8 @@ class ControlLoop:
     async def _carry_out(self, effect: Effect) -> None:
         """In order. What takes long is started here and comes back as an event."""
         match effect:
-            case Remember(record=record):
-                await asyncio.to_thread(self._registry.remember, record)
-            case Forget(name=name):
-                await asyncio.to_thread(self._registry.forget, name)
-            case RememberLessons(exclusions=exclusions, observations=observations):
-                await asyncio.to_thread(self._registry.remember_lessons, exclusions, observations)
+            case Remember() | Forget() | RememberLessons() | RememberDrained():
+                await asyncio.to_thread(self._write_down, effect)
             case Look():
                 self._spawn(self._hands.look(effect))
             case CancelLook(name=name, attempt=attempt):
@@ -196,6 +200,17 @@ class ControlLoop:
                 self._answer(caller, error)
             case _:
                 assert_never(effect)
+
+    def _write_down(self, effect: Remember | Forget | RememberLessons | RememberDrained) -> None:
+        match effect:
+            case Remember(record=record):
+                self._registry.remember(record)
+            case Forget(name=name):
+                self._registry.forget(name)
+            case RememberLessons(exclusions=exclusions, observations=observations):
+                self._registry.remember_lessons(exclusions, observations)
+            case RememberDrained(drained=drained):
+                self._registry.remember_drained(drained)
 
     def _answer(self, caller: str, error: XgenRayError | None) -> None:
         outcome = self._waiting.get(caller)

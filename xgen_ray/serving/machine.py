@@ -7,6 +7,7 @@ every caller is answered once.
 
 from typing import assert_never
 
+from xgen_ray.serving.draining import drain, end_drain, let_go
 from xgen_ray.serving.effects import Effect
 from xgen_ray.serving.events import (
     AppPrepared,
@@ -14,6 +15,8 @@ from xgen_ray.serving.events import (
     AppRefused,
     AppsObserved,
     AppStartFailed,
+    DrainAsked,
+    DrainLifted,
     Event,
     ExclusionsLifted,
     LoadAsked,
@@ -50,6 +53,7 @@ def step(state: ControlState, event: Event) -> tuple[ControlState, tuple[Effect,
     """The whole of control's judgement."""
     turn = Turn(state)
     _apply(turn, event)
+    let_go(turn)
     return turn.finish()
 
 
@@ -63,6 +67,10 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901  # one line a kind o
             unload(turn, event)
         case ExclusionsLifted():
             lift(turn, event)
+        case DrainAsked():
+            drain(turn, event)
+        case DrainLifted():
+            end_drain(turn, event)
         case LookProgressed():
             hear_progress(turn, event)
         case LookDone():

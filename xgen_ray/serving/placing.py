@@ -16,6 +16,7 @@ from xgen_ray.placement import (
 from xgen_ray.placement.types import EngineOptions
 from xgen_ray.schema import LoadRequest, Origin, Phase
 from xgen_ray.serving.awaiting import await_nodes, foreseen
+from xgen_ray.serving.draining import without_drained
 from xgen_ray.serving.effects import PrepareApp, StartApp, StopApp
 from xgen_ray.serving.events import (
     AppPrepared,
@@ -64,6 +65,7 @@ def place(turn: Turn, event: LookDone) -> None:
     if missing_replicas(model) <= 0:
         turn.put(replace(model, awaited=None))
         return
+    event = replace(event, fleet=without_drained(event.fleet, turn.drained))
     decision = _decide(turn, model, event, turn.exclusions)
     if isinstance(decision, FleetRefusal):
         _refused(turn, model, event, decision)
@@ -120,6 +122,7 @@ def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> Fleet
     """What a load would do, with nothing done."""
     model = new_model("", request, event.at)
     turn = Turn(state)
+    event = replace(event, fleet=without_drained(event.fleet, turn.drained))
     decision = _decide(turn, model, event, turn.exclusions, thorough=True)
     if isinstance(decision, FleetRefusal) and turn.node_types and request.nodes is None:
         told = decision.message + foreseen(turn, model, event, options_of(model))

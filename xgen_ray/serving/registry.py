@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ _SCHEMA_VERSION = 2
 _RECORD = TypeAdapter(Record)
 _EXCLUSIONS = TypeAdapter(tuple[Exclusion, ...])
 _OBSERVATIONS = TypeAdapter(tuple[Observation, ...])
+_DRAINED = TypeAdapter(dict[str, float])
 
 
 class Registry:
@@ -70,7 +71,11 @@ class Registry:
 
     def lessons(self) -> tuple[tuple[Exclusion, ...], tuple[Observation, ...]]:
         """The exclusions and the observations; those that cannot be read count as none."""
-        return self._lesson("exclusions", _EXCLUSIONS), self._lesson("observations", _OBSERVATIONS)
+        return self._lesson("exclusions", _EXCLUSIONS, ()), self._lesson("observations", _OBSERVATIONS, ())
+
+    def drained(self) -> Mapping[str, float]:
+        """The nodes that are drained, by name, since when; what cannot be read counts as none."""
+        return self._lesson("drained", _DRAINED, {})
 
     def events(self) -> tuple[EventReport, ...]:
         """What has happened, newest first; what cannot be read is left out."""
@@ -105,14 +110,18 @@ class Registry:
         self._db.executemany("INSERT OR REPLACE INTO lessons VALUES (?, ?)", rows)
         self._db.execute("COMMIT")
 
+    def remember_drained(self, drained: Mapping[str, float]) -> None:
+        text = _DRAINED.dump_json(dict(drained)).decode()
+        self._db.execute("INSERT OR REPLACE INTO lessons VALUES (?, ?)", ("drained", text))
+
     def close(self) -> None:
         self._db.close()
 
-    def _lesson(self, kind: str, reader: TypeAdapter[tuple[T, ...]]) -> tuple[T, ...]:
+    def _lesson(self, kind: str, reader: TypeAdapter[T], none: T) -> T:
         row = self._db.execute("SELECT record FROM lessons WHERE kind = ?", (kind,)).fetchone()
         if row is None:
-            return ()
+            return none
         try:
             return reader.validate_json(row[0])
         except ValidationError:
-            return ()
+            return none

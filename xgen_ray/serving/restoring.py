@@ -18,6 +18,7 @@ def restore(turn: Turn, event: Restored) -> None:
     turn.observations = event.observations
     turn.costs = event.costs
     turn.node_types = event.node_types
+    turn.drained = event.drained
     for record in event.records:
         _take_up(turn, record, event)
     declare(turn, event.declared, event.at)
@@ -52,6 +53,7 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
             since=event.at,
             seen=seen,
             proven=record.proven,
+            leaving=kept.node in turn.drained,
         )
     scaling = record.request.scaling
     if not adopted and record.proven and scaling is not None and scaling.min_replicas == 0:
@@ -59,14 +61,16 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
         turn.put(replace(model, phase=Phase.SLEEPING, wanted=0, reason=reason))
         return
     if adopted:
+        leaving = sum(app.leaving for app in adopted.values())
         model = replace(
             model,
             phase=Phase.RECOVERING if record.proven else Phase.LOADING,
             reason="control restarted; asking the running replicas",
             facts=next(iter(adopted.values())).plan.facts,
             apps=adopted,
-            # A rule finds out again how many its load needs; a number is what was asked for.
-            wanted=model.wanted if scaling is None else max(model.wanted, len(adopted)),
+            # A rule finds out again how many its load needs; a number is what was asked for. What leaves a
+            # drained node and what is to follow it are the same replicas.
+            wanted=model.wanted if scaling is None else max(model.wanted, leaving, len(adopted) - leaving),
         )
     turn.put(model)
 

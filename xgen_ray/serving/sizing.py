@@ -215,7 +215,7 @@ def _resize(turn: Turn, model: Model, wanted: int, at: float, why: str) -> None:
 def shrink(turn: Turn, model: Model) -> None:
     """Stop what is too much. What never came to serve goes first, then what has least to do."""
     stopped = False
-    for app in sorted(model.live, key=_use):
+    for app in sorted(model.staying, key=use_of):
         if missing_replicas(model) < 0:
             model, stopped = turn.stop_app(model, app), True
     if missing_replicas(model) <= 0:
@@ -225,7 +225,7 @@ def shrink(turn: Turn, model: Model) -> None:
         turn.remember(model)
 
 
-def _use(app: App) -> tuple[bool, int, int, float]:
+def use_of(app: App) -> tuple[bool, int, int, float]:
     """What to stop comes first: not ready, little to do, a worse backend, young."""
     busy = sum((one.status.running or 0) + (one.status.waiting or 0) for one in app.replicas.values())
     rank = preference(app.plan.facts.format).index(app.backend)

@@ -84,7 +84,7 @@ class App:
     ``node_kind`` says what its backend found there (``placement.node_kind``), which exclusions go by.
     ``seen`` is Serve's last word, None before the first. ``ended`` are the ids of replicas that have failed,
     latest first: Serve never uses one again. ``deaths`` are the times at which its engine failed and what
-    of, latest first.
+    of, latest first. ``leaving``: its node is drained, and it serves until others do.
     """
 
     name: str
@@ -101,6 +101,7 @@ class App:
     progress: Progress | None = None
     deaths: tuple[tuple[float, str], ...] = ()
     proven: bool = False
+    leaving: bool = False
 
     @property
     def backend(self) -> Backend:
@@ -186,6 +187,16 @@ class Model:
         return tuple(app for app in self.apps.values() if app.phase is not AppPhase.STOPPING)
 
     @property
+    def staying(self) -> tuple[App, ...]:
+        """The apps that count as replicas: those that are wanted where they are."""
+        return tuple(app for app in self.live if not app.leaving)
+
+    @property
+    def leaving(self) -> tuple[App, ...]:
+        """The apps on drained nodes, each until another one serves in its place."""
+        return tuple(app for app in self.live if app.leaving)
+
+    @property
     def ready(self) -> int:
         return sum(app.ready for app in self.live)
 
@@ -196,8 +207,9 @@ class ControlState:
 
     ``stray_apps`` run although nobody asked for them: they are being stopped. ``epoch`` is unique to this
     life of control, ``apps_named`` counts its apps: together they make app names that are never used
-    twice. ``nodes`` are those alive, names by id; None until somebody has looked. ``used`` is when a model
-    was last asked for, in Unix seconds. ``paces`` are measured in this life; ``costs`` are the operator's, of
+    twice. ``nodes`` are those alive, names by id; None until somebody has looked. ``drained`` are the names
+    of nodes that take nothing, there or not, and since when. ``used`` is when a model was last asked for, in
+    Unix seconds. ``paces`` are measured in this life; ``costs`` are the operator's, of
     devices by their names in tags. ``node_types`` are those that the autoscaler may start, by name;
     ``node_kinds`` has the type of each node that is of one, by its id; ``asked_nodes`` is what it was last
     asked for, None before the first word.
@@ -209,6 +221,7 @@ class ControlState:
     models: Mapping[str, Model] = field(default_factory=dict)
     stray_apps: frozenset[str] = frozenset()
     nodes: Mapping[str, str] | None = None
+    drained: Mapping[str, float] = field(default_factory=dict)
     exclusions: tuple[Exclusion, ...] = ()
     observations: tuple[Observation, ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)

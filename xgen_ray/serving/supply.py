@@ -6,31 +6,38 @@ told otherwise, and takes back what is idle and not asked for.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from xgen_ray.placement import AskedNode, NodeType
 from xgen_ray.serving.state import ControlState, Model
 
 
-def nodes_in_use(models: Iterable[Model], kinds: Mapping[str, str]) -> Counter[str]:
-    """How many nodes of each type have an engine of a model, or had one that is not gone yet."""
-    used = {app.node_id for model in models for app in model.apps.values()}
+def nodes_in_use(
+    models: Iterable[Model], kinds: Mapping[str, str], closed: Collection[str] = ()
+) -> Counter[str]:
+    """How many nodes of each type have an engine of a model, had one that is not gone yet, or are drained
+    (``closed`` has their ids): none of them is to be had.
+    """
+    used = {app.node_id for model in models for app in model.apps.values()} | set(closed)
     return Counter(kinds[node_id] for node_id in used if node_id in kinds)
 
 
 def nodes_asked_for(
-    models: Iterable[Model], kinds: Mapping[str, str], types: Mapping[str, NodeType]
+    models: Iterable[Model],
+    kinds: Mapping[str, str],
+    types: Mapping[str, NodeType],
+    closed: Collection[str] = (),
 ) -> Mapping[str, int]:
     """How many nodes of each type there must be, for what waits for nodes. Empty when nothing does.
 
-    A node that is in use counts as well: what waits needs one beside it.
+    A node that is in use or drained counts as well: what waits needs one beside it.
     """
     found = list(models)
     awaited = Counter(
         node.kind for model in found if model.awaited is not None for node in model.awaited.demand.fresh
     )
-    used = nodes_in_use(found, kinds)
+    used = nodes_in_use(found, kinds, closed)
     # More than there may be would have the whole demand ignored.
     return {
         name: min(types[name].max_workers, count + used[name])

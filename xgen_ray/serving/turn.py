@@ -16,6 +16,7 @@ from xgen_ray.serving.effects import (
     Look,
     Publish,
     Remember,
+    RememberDrained,
     RememberLessons,
     StopApp,
 )
@@ -48,6 +49,7 @@ class Turn:
     apps_named: int = field(init=False)
     epoch: str = field(init=False)
     nodes: Mapping[str, str] | None = field(init=False)
+    drained: Mapping[str, float] = field(init=False)
     exclusions: tuple[Exclusion, ...] = field(init=False)
     observations: tuple[Observation, ...] = field(init=False)
     used: Mapping[str, float] = field(init=False)
@@ -64,6 +66,7 @@ class Turn:
         self.apps_named = self.before.apps_named
         self.epoch = self.before.epoch
         self.nodes = self.before.nodes
+        self.drained = self.before.drained
         self.exclusions = self.before.exclusions
         self.observations = self.before.observations
         self.used = self.before.used
@@ -71,6 +74,11 @@ class Turn:
         self.costs = self.before.costs
         self.node_types = self.before.node_types
         self.node_kinds = self.before.node_kinds
+
+    @property
+    def closed(self) -> frozenset[str]:
+        """The ids of the drained nodes that are there."""
+        return frozenset(node_id for node_id, name in (self.nodes or {}).items() if name in self.drained)
 
     def put(self, model: Model) -> Model:
         self.models[model.name] = model
@@ -158,9 +166,11 @@ class Turn:
         lessons = (self.exclusions, self.observations)
         if lessons != (before.exclusions, before.observations):
             self.effects.insert(0, RememberLessons(*lessons))
+        if self.drained != before.drained:
+            self.effects.insert(0, RememberDrained(self.drained))
         asked = before.asked_nodes
         if self.node_types:
-            asked = nodes_asked_for(self.models.values(), self.node_kinds, self.node_types)
+            asked = nodes_asked_for(self.models.values(), self.node_kinds, self.node_types, self.closed)
             if asked != before.asked_nodes:
                 self.effects.append(AskForNodes(asked))
         table = before.table
@@ -178,6 +188,7 @@ class Turn:
             models=self.models,
             stray_apps=frozenset(self.strays),
             nodes=self.nodes,
+            drained=self.drained,
             exclusions=self.exclusions,
             observations=self.observations,
             used=self.used,

@@ -13,8 +13,8 @@ from xgen_ray.serving.turn import Turn, remove
 
 
 def missing_replicas(model: Model) -> int:
-    """How many replicas have no place yet."""
-    return model.wanted - len(model.live)
+    """How many replicas have no place yet. Where they are leaving a drained node is none."""
+    return model.wanted - len(model.staying)
 
 
 def new_model(name: str, request: LoadRequest, at: float, declared: LoadRequest | None = None) -> Model:
