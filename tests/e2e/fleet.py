@@ -341,7 +341,7 @@ class Streams:
         self._body = {
             "model": model,
             "messages": [{"role": "user", "content": "Hi"}],
-            "max_tokens": 200,
+            "max_tokens": 100,
             "ignore_eos": True,
             "stream": True,
         }
