@@ -323,10 +323,10 @@ class Fleet:
         return FiguresReport(now=since, started=0.0, step_s=5.0, fleet=(), models={}, streams=())
 
     async def nodes(self) -> NodesReport:
-        first, *others = self.node_reports
         if self.leaving:
-            first = first.model_copy(update={"models": self.leaving.pop(0)})
-        return NodesReport(nodes=(first, *others), drained_away=self.drained_away)
+            first, *others = self.node_reports
+            self.node_reports = (first.model_copy(update={"models": self.leaving.pop(0)}), *others)
+        return NodesReport(nodes=self.node_reports, drained_away=self.drained_away)
 
     async def restart(self, name: str) -> ModelStatus:
         raise NotImplementedError("the command line restarts nothing")
