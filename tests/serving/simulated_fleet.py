@@ -561,7 +561,7 @@ class World:
         wish = request(name, **scale_of(name), evict=evict)
         self.feed(LoadAsked(name, wish, self.calls(name, is_load=True), self.now))
 
-    def calls(self, name: str, *, is_load: bool) -> str:
+    def calls(self, name: str, *, is_load: bool | None) -> str:
         """Somebody who asks, and waits for the answer."""
         self.callers += 1
         caller = f"c{self.callers}"
@@ -573,14 +573,16 @@ class World:
         self.inbox.append(WakeAsked(frozenset({self.rng.choice(self.names)}), self.now))
 
     def scale(self) -> None:
-        self.callers += 1
-        caller, name = f"c{self.callers}", self.rng.choice((*self.names, *sorted(self.declared)))
-        self.asked[caller] = (name, None)
-        self.scaled.add(name)
-        self.open_calls.add(caller)
+        names = (*self.names, *sorted(self.declared))
+        running = tuple(name for name, model in self.state.models.items() if model.live)
         scaling = self.rng.choice((None, Scaling(max_replicas=2), Scaling(min_replicas=0, max_replicas=3)))
+        self.resize(self.rng.choice(running if running and self.rng.random() < 0.8 else names), scaling)
+
+    def resize(self, name: str, scaling: Scaling | None) -> None:
+        """Somebody asks for a rule, or for a number."""
+        self.scaled.add(name)
         replicas = self.rng.randrange(1, 4) if scaling is None else None
-        self.feed(ScaleAsked(name, replicas, scaling, caller, self.now))
+        self.feed(ScaleAsked(name, replicas, scaling, self.calls(name, is_load=None), self.now))
 
     def apply_configuration(self) -> None:
         """A changed configuration, for which Serve starts control again."""

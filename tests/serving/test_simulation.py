@@ -22,8 +22,8 @@ from xgen_ray.serving.wishes import missing_replicas
 
 SEEDS = 2000
 BLOCKS = 20
-# Of so many fleets one is drained while it is at rest; all of them are before.
-DRAINING = 3
+# Of so many fleets at rest one is drained and another is scaled; all of them are before, in the turmoil.
+SHARE = 3
 
 
 def made(seed: int) -> World:
@@ -44,8 +44,10 @@ def run(seed: int) -> None:
         check(world)
         check_chronicle(world)
         check_waking(world)
-        if seed % DRAINING == 0:
+        if seed % SHARE == 0:
             check_draining(world)
+        if seed % SHARE == 1:
+            check_scaling(world)
         if world.drained:
             check_reopened(world)
     except Exception as error:
@@ -162,6 +164,19 @@ def check_draining(world: World) -> None:
             world.mortality = 0.0
             world.rest(12, pause_s=700.0)
             check(world)
+
+
+def check_scaling(world: World) -> None:
+    """Of a fleet at rest one model after another gets another number of replicas, while control dies."""
+    for name in world.names:
+        world.load(name)
+    world.rest(12, pause_s=700.0)
+    for name in sorted(world.state.models):
+        world.mortality = 0.2
+        world.resize(name, None)
+        world.mortality = 0.0
+        world.rest(12, pause_s=700.0)
+        check(world)
 
 
 def check_reopened(world: World) -> None:
