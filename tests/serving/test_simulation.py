@@ -162,7 +162,7 @@ def check_draining(world: World) -> None:
             for _ in range(40):
                 world.act()
             world.mortality = 0.0
-            world.rest(12, pause_s=700.0)
+            world.rest(6, pause_s=700.0)
             check(world)
 
 
@@ -172,7 +172,7 @@ def check_scaling(world: World) -> None:
         world.mortality = 0.2
         world.resize(name, None)
         world.mortality = 0.0
-    world.rest(12, pause_s=700.0)
+    world.rest(6, pause_s=700.0)
     check(world)
 
 
@@ -180,7 +180,7 @@ def check_reopened(world: World) -> None:
     """Every drain ends, and nothing is left of it."""
     for node in sorted(world.drained):
         world.order(node, is_closing=False)
-    world.rest(12, pause_s=700.0)
+    world.rest(6, pause_s=700.0)
     assert world.drained == {}, "nothing is drained any more"
     check(world)
 
