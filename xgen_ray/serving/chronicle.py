@@ -135,21 +135,14 @@ def _drains(before: ControlState, after: ControlState) -> Iterator[_Happening]:
     if before.epoch != after.epoch:
         return
     for name in after.drained.keys() - before.drained.keys():
-        models = _models_on(name, before)
+        models = before.models_on(name)
         moves = f"; moving away: {', '.join(models)}" if models else " and is empty"
         yield _Happening(EventKind.NODE_DRAINED, "info", f"{name} takes nothing new{moves}", node=name)
     for name in before.drained.keys() - after.drained.keys():
         yield _Happening(EventKind.NODE_OPENED, "info", f"{name} takes models again", node=name)
     for name in before.drained.keys() & after.drained.keys():
-        if _models_on(name, before) and not _models_on(name, after):
+        if before.models_on(name) and not after.models_on(name):
             yield _Happening(EventKind.NODE_EMPTY, "info", f"nothing runs on {name} any more", node=name)
-
-
-def _models_on(node: str, state: ControlState) -> list[str]:
-    """Those that have an engine there, or had one that is not gone yet."""
-    return sorted(
-        model.name for model in state.models.values() if any(app.node == node for app in model.apps.values())
-    )
 
 
 def _lessons(before: ControlState, after: ControlState) -> Iterator[_Happening]:

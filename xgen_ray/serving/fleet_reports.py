@@ -70,10 +70,7 @@ def nodes_report(
 def drain_report(node: str, control: ControlState) -> DrainReport:
     """What has come of a drain, or of its end, so far. ``node`` is a name or an id."""
     name = (control.nodes or {}).get(node, node)
-    models = [
-        one.name for one in control.models.values() if any(app.node == name for app in one.apps.values())
-    ]
-    return DrainReport(node=name, drained_since=control.drained.get(name), models=tuple(sorted(models)))
+    return DrainReport(node=name, drained_since=control.drained.get(name), models=control.models_on(name))
 
 
 def gpus_report(nodes: NodesReport) -> GPUsReport:

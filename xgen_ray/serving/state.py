@@ -232,6 +232,13 @@ class ControlState:
     asked_nodes: Mapping[str, int] | None = None
     table: RoutingTable = field(default_factory=RoutingTable)
 
+    def models_on(self, node: str) -> tuple[str, ...]:
+        """Those that have an engine on the node of this name, or had one that is not gone yet; sorted."""
+        on = (
+            model.name for model in self.models.values() if any(a.node == node for a in model.apps.values())
+        )
+        return tuple(sorted(on))
+
 
 @dataclass(frozen=True, slots=True)
 class AppRecord:
