@@ -31,7 +31,6 @@ HEAD = "head"
 _STAND_IN = REPOSITORY / "tests" / "fakes" / "gpu_llama_server.py"
 _SEEN_S = 120.0
 _END_S = 30.0
-_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -276,104 +275,6 @@ def at_once(*calls: Callable[[], httpx.Response]) -> list[httpx.Response]:
 
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(make, calls))
-
-
-class Traffic:
-    """One request after another to each model, with a pause between, until told to stop."""
-
-    def __init__(self, client: Client, models: Sequence[str]) -> None:
-        self._client = client
-        self._models = tuple(models)
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self.answers: dict[str, list[tuple[float, str]]] = {model: [] for model in models}
-
-    def __enter__(self) -> Self:
-        self._threads = [threading.Thread(target=self._ask, args=(model,)) for model in self._models]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
-
-    def failures(self, model: str) -> list[str]:
-        return [said for _, said in self.answers[model] if said]
-
-    def served_since(self, model: str, moment: float) -> bool:
-        return any(at > moment and not said for at, said in self.answers[model])
-
-    def _ask(self, model: str) -> None:
-        while not self._stop.is_set():
-            said = ""
-            try:
-                answer = self._client.chat(model)
-                if answer.status_code != 200:
-                    said = f"{answer.status_code} {answer.text[:300]}"
-            except httpx.TransportError as error:
-                said = repr(error)
-            self.answers[model].append((time.monotonic(), said))
-            # Two cores are shared with all that a restart costs.
-            self._stop.wait(_PAUSE_S)
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """One answer: the replica that gave it, when it began and ended in Unix seconds, and its last words."""
-
-    replica: str
-    began: float
-    ended: float
-    last: str
-
-    @property
-    def is_whole(self) -> bool:
-        return '"finish_reason":"length"' in self.last and self.last.endswith("data: [DONE]\n\n")
-
-
-class Streams:
-    """So many streams of a model at once, each followed by another, until told to stop."""
-
-    def __init__(self, client: Client, model: str, count: int) -> None:
-        self._client = client
-        self._body = {
-            "model": model,
-            "messages": [{"role": "user", "content": "Hi"}],
-            "max_tokens": 100,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
-        self.answers: list[Streamed] = []
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
-
-    def of(self, replica: str) -> list[Streamed]:
-        return [answer for answer in self.answers if answer.replica == replica]
-
-    def _ask(self) -> None:
-        address = f"{self._client.url}/v1/chat/completions"
-        while not self._stop.is_set():
-            began, replica, text = time.time(), "", ""
-            try:
-                with httpx.stream("POST", address, json=self._body, timeout=90, trust_env=False) as answer:
-                    replica = answer.headers.get("x-xgen-replica", str(answer.status_code))
-                    for chunk in answer.iter_text():
-                        text += chunk
-            except httpx.TransportError as error:
-                text += repr(error)
-            self.answers.append(Streamed(replica, began, time.time(), text[-1000:]))
 
 
 def kill_all(node: Node) -> None:

@@ -19,7 +19,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.chromium import chromium, tab
-from tests.e2e.fleet import HEAD, Card, Fleet, Machine, Streams, Traffic, at_once
+from tests.clients import Streams, Traffic
+from tests.e2e.fleet import HEAD, Card, Fleet, Machine, at_once
 from tests.stack import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.native, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -86,6 +87,8 @@ PLAIN_IP = "127.0.0.16"
 NODES = (HEAD, *(machine.name for machine in MACHINES))
 BACKENDS = {HEAD: CPU, "two-cards": CUDA, "apu": VULKAN, "instinct": ROCM, "mixed": VULKAN}
 MOVED_S = 120.0
+# Between the requests of one client: two cores are shared with all that a restart costs.
+PAUSE_S = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -341,9 +344,9 @@ def test_replicas_land_where_the_planner_says(fleet: Fleet, settled: dict[str, d
         assert sorted(engines(status).values()) == [node for node, _ in planned]
         for pid, node in engines(status).items():
             assert psutil.Process(pid).environ()["HOME"] == str(fleet.nodes[node].home)
-        with Traffic(fleet, ["trio"] * 3) as traffic:
-            wait_until(lambda: len(traffic.answers["trio"]) >= 12, 60, "a dozen answers")
-        assert traffic.failures("trio") == []
+        with Traffic(fleet, ["trio"] * 3, pause_s=PAUSE_S) as traffic:
+            wait_until(lambda: len(traffic.answers) >= 12, 60, "a dozen answers")
+        assert traffic.failures() == []
 
 
 def test_a_node_of_plain_ray_is_a_cpu_node_and_says_what_to_do(
@@ -417,12 +420,11 @@ def test_a_node_that_dies_under_load_loses_its_models_to_others(
         assert victim != HEAD, "cards come before a CPU"
         bound, node = f"on-{victim}", fleet.nodes[victim]
         others = [f"on-{name}" for name in NODES if name != victim]
-        with Traffic(fleet, [*others, bound, "roaming"]) as traffic:
-            wait_until(
-                lambda: all(traffic.served_since(name, 0) for name in traffic.answers), 60, "all to serve"
-            )
+        names = [*others, bound, "roaming"]
+        with Traffic(fleet, names, pause_s=PAUSE_S) as traffic:
+            wait_until(lambda: all(traffic.served_since(0, name) for name in names), 60, "all to serve")
             killed = node.kill()
-            wait_until(lambda: traffic.served_since("roaming", killed + 1), MOVED_S, "the model elsewhere")
+            wait_until(lambda: traffic.served_since(killed + 1, "roaming"), MOVED_S, "the model elsewhere")
             print(f"elsewhere after {time.monotonic() - killed:.0f} s")
             moved = state_of(fleet, "roaming")
             assert victim not in engines(moved).values()
@@ -431,11 +433,11 @@ def test_a_node_that_dies_under_load_loses_its_models_to_others(
             assert f"there is no node {victim}" in waiting["reason"]
             assert victim not in fleet.seen()
             for name in others:
-                assert traffic.served_since(name, killed + 1)
+                assert traffic.served_since(killed + 1, name)
                 assert traffic.failures(name) == []
             node.start()
             joined = time.monotonic()
-            wait_until(lambda: traffic.served_since(bound, killed + 1), MOVED_S, "the model back")
+            wait_until(lambda: traffic.served_since(killed + 1, bound), MOVED_S, "the model back")
             print(f"back {time.monotonic() - joined:.0f} s after the node has joined")
         back = state_of(fleet, bound)
         assert (back["phase"], engines(back)) == ("ready", {engine(back): victim})

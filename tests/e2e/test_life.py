@@ -5,15 +5,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import httpx
 import psutil
 import pytest
 
+from tests.clients import Traffic
 from tests.stack import SAMPLE_MODEL, Stack, memory_bytes, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(900)]
@@ -92,42 +92,6 @@ def test_rounds_of_load_chat_unload_leave_nothing_behind(stack: Stack) -> None:
     assert stack.management("GET", "status").json()["models"] == []
 
 
-@dataclass
-class Traffic:
-    """A stream of requests to each of two models, until told to stop."""
-
-    stack: Stack
-    models: tuple[str, ...]
-    answers: list[tuple[float, str, int]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        self._threads = [threading.Thread(target=self._ask, args=(model,)) for model in self.models]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(180)
-
-    def _ask(self, model: str) -> None:
-        while not self._stop.is_set():
-            try:
-                status = self.stack.chat(model).status_code
-            except httpx.TransportError:
-                status = 0
-            self.answers.append((time.monotonic(), model, status))
-
-    def served_since(self, moment: float, model: str) -> bool:
-        return any(at > moment and name == model and status == 200 for at, name, status in self.answers)
-
-    def failed(self, model: str, since: float = 0.0) -> list[int]:
-        return [status for at, name, status in self.answers if name == model and status != 200 and at > since]
-
-
 def phase(stack: Stack, model: str) -> str | None:
     status = stack.status(model)
     return None if status is None else str(status["phase"])
@@ -144,10 +108,11 @@ def kill(processes: list[psutil.Process]) -> float:
 def test_killing_each_part_fails_only_what_ran_on_it(stack: Stack) -> None:
     engine = load(stack, "victim")["replicas"][0]["pid"]
     load(stack, "bystander")
-    with Traffic(stack, ("victim", "bystander")) as traffic:
+    models = ("victim", "bystander")
+    with Traffic(stack, models) as traffic:
 
         def back(moment: float) -> None:
-            for model in traffic.models:
+            for model in models:
                 wait_until(
                     lambda model=model: traffic.served_since(moment, model),
                     RECOVERY_S,
@@ -157,20 +122,20 @@ def test_killing_each_part_fails_only_what_ran_on_it(stack: Stack) -> None:
         back(time.monotonic())
         back(kill([psutil.Process(engine)]))
         back(kill(stack.named("ray::ServeReplica:xgen-engine-victim")))
-        assert traffic.failed("bystander") == [], "another model's engine is no concern of this one's"
+        assert traffic.failures("bystander") == [], "another model's engine is no concern of this one's"
         routed = time.monotonic()
         back(kill(stack.named("ray::ServeReplica:xgen-router")[:1]))
         controlled = time.monotonic()
         back(kill(stack.named("ray::ServeReplica:xgen-control")))
-        assert traffic.failed("bystander", controlled) == [], "control is not on the way of any request"
-        assert traffic.failed("victim", controlled) == []
-        assert len(traffic.failed("bystander", routed)) <= 2, "one at most was on the router that died"
+        assert traffic.failures("bystander", controlled) == [], "control is not on the way of any request"
+        assert traffic.failures("victim", controlled) == []
+        assert len(traffic.failures("bystander", routed)) <= 2, "one at most was on the router that died"
     # Control has taken over what runs: nothing was started anew, and nothing is forgotten.
-    for model in traffic.models:
+    for model in models:
         wait_until(lambda model=model: phase(stack, model) == "ready", 30, f"{model} known again")
     engines = stack.named("bundled_llama_server")
-    assert len(engines) == len(traffic.models), "no orphan"
-    for model in traffic.models:
+    assert len(engines) == len(models), "no orphan"
+    for model in models:
         assert stack.unload(model).status_code == 200
     wait_until(lambda: not stack.named("bundled_llama_server"), 10, "no engine left")
 

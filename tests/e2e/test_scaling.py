@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.clients import Clients
+from tests.clients import Traffic
 from tests.stack import SAMPLE_MODEL, Stack, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -47,9 +47,9 @@ def phase(stack: Stack, name: str) -> str | None:
 
 def test_it_grows_shrinks_sleeps_and_wakes_and_no_request_fails(stack: Stack) -> None:
     load(stack, name="tide", scaling={"min_replicas": 0, "max_replicas": 2, **QUICK})
-    with Clients(stack, "tide", 6) as clients:
+    with Traffic(stack, ["tide"] * 6, max_tokens=16) as clients:
         wait_until(lambda: ready(stack, "tide") == 2, PATIENCE_S, "a second engine under load")
-    assert clients.failed() == []
+    assert clients.failures() == []
     wait_until(lambda: phase(stack, "tide") == "sleeping", PATIENCE_S, "asleep, since nobody asks")
     wait_until(lambda: not stack.named("bundled_llama_server"), 20, "no engine of a model that sleeps")
     listed = httpx.get(f"{stack.url}/v1/models", trust_env=False).json()["data"]
@@ -103,7 +103,7 @@ def test_one_name_over_unlike_engines(stack: Stack) -> None:
         answer = stack.chat(asked)
         assert (answer.status_code, answer.headers["x-xgen-pool"]) == (200, pool), answer.text
 
-    with Clients(stack, "one", 4) as clients:
+    with Traffic(stack, ["one"] * 4, max_tokens=16) as clients:
         both = {"server", "python"}
         wait_until(lambda: set(clients.served_by()) == both, PATIENCE_S, "answers from both")
         status = stack.status("one@server")
@@ -112,7 +112,7 @@ def test_one_name_over_unlike_engines(stack: Stack) -> None:
         wait_until(lambda: ready(stack, "one@server") == 0, 20, "the engine's end seen")
         wait_until(lambda: ready(stack, "one@server") == 1, PATIENCE_S, "the engine back")
     # What was under way on it, and had its first byte, is lost; nothing else.
-    assert len(clients.failed()) <= OPTIONS["slots"], clients.failed()
+    assert len(clients.failures()) <= OPTIONS["slots"], clients.failures()
 
     assert stack.unload("one@python").status_code == 200
     assert stack.chat("one").headers["x-xgen-pool"] == "server"
@@ -123,12 +123,12 @@ def test_one_name_over_unlike_engines(stack: Stack) -> None:
 
 def test_an_operator_scales_by_hand(stack: Stack) -> None:
     pid = load(stack, name="hand")["replicas"][0]["pid"]
-    with Clients(stack, "hand", 2) as clients:
+    with Traffic(stack, ["hand"] * 2, max_tokens=16) as clients:
         answer = stack.management("POST", "scale", json={"name": "hand", "replicas": 2})
         assert answer.status_code == 200, answer.text
         wait_until(lambda: ready(stack, "hand") == 2, PATIENCE_S, "two engines")
         assert psutil.pid_exists(pid), "the first was left alone"
         stack.management("POST", "scale", json={"name": "hand", "replicas": 1})
         wait_until(lambda: ready(stack, "hand") == 1, PATIENCE_S, "one engine")
-    assert clients.failed() == []
+    assert clients.failures() == []
     assert stack.unload("hand").status_code == 200

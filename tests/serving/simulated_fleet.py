@@ -8,17 +8,16 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from tests.serving.builders import GIB, MIB, engines, facts, failure, radeon, replica, request, snapshot
+from tests.serving.builders import GIB, MIB, facts, failure, radeon, replica, request
+from tests.serving.simulated_callers import Callers
+from tests.serving.simulated_nodes import NODE_TYPES, App, Node
 from xgen_ray.errors import BadModelFile, DownloadFailed, NotReady
-from xgen_ray.hardware.types import GPUInfo, GPUUsage, NodeUsage
 from xgen_ray.placement import (
     RAM,
     Claim,
     Exclusion,
     NodeType,
-    NodeView,
     Observation,
-    gpu_key,
     observe,
 )
 from xgen_ray.schema import LoadRequest, Phase, Scaling
@@ -59,20 +58,11 @@ from xgen_ray.serving.events import (
     WakeAsked,
 )
 from xgen_ray.serving.ladder import NO_LEASE
-from xgen_ray.serving.leases import Book, EngineUse, Ground, Holder, NoLease
+from xgen_ray.serving.leases import EngineUse, Holder, NoLease
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.state import ControlState, Fleet, Record, ServeState
 from xgen_ray.serving.supply import nodes_at_rest
 
-NODE_TYPES = {
-    "amd": NodeType(
-        "amd",
-        {"CPU": 8, "amd_rdna": 1, "gfx1151": 1},
-        {"xgen-ray/ram": "64g", "xgen-ray/gpu-memory": "48g", "xgen-ray/gpu-type": "amd_rdna"},
-        max_workers=2,
-    ),
-    "cpu": NodeType("cpu", {"CPU": 8, "cpu_node": 1}, {"xgen-ray/ram": "64g"}, max_workers=1),
-}
 TTL_S = 45.0
 GRACE_S = 5.0
 DEATHS = (
@@ -87,73 +77,6 @@ DEATHS = (
 
 
 @dataclass
-class Node:
-    """A machine with its owner's book. ``book`` survives the owner, as the journal does."""
-
-    node_id: str
-    ram_bytes: int
-    gpus: tuple[GPUInfo, ...]
-    with_files: bool
-    name: str
-    kind: str = ""
-    book: Book = field(default_factory=Book)
-    # Engines that really run here, by the lease they have.
-    engines: dict[str, tuple[Claim, ...]] = field(default_factory=dict)
-    # What engines have turned out to take, by lease.
-    measured: dict[str, tuple[Claim, ...]] = field(default_factory=dict)
-
-    def usage(self) -> NodeUsage:
-        used: dict[str, int] = {}
-        for lease_id in self.engines:
-            lease = self.book.leases.get(lease_id)
-            # What is still loading is in no figure yet.
-            if lease is not None and lease.use is not None:
-                for claim in lease.use.claims:
-                    used[claim.device] = used.get(claim.device, 0) + claim.size_bytes
-        live = tuple(
-            GPUUsage(
-                gpu.device_index,
-                gpu.uuid,
-                gpu.pci_bus_id,
-                used.get(gpu_key(gpu), 0),
-                (gpu.memory_total_bytes or 0) - used.get(gpu_key(gpu), 0),
-            )
-            for gpu in self.gpus
-        )
-        return NodeUsage(live, self.ram_bytes - used.get(RAM, 0), None)
-
-    def ground(self) -> Ground:
-        return Ground(snapshot(self.ram_bytes, self.gpus), self.usage())
-
-    def view(self) -> NodeView:
-        ground = self.ground()
-        return NodeView(
-            node_id=self.node_id,
-            name=self.name,
-            snapshot=ground.snapshot,
-            statuses=engines(self.gpus),
-            usage=ground.usage,
-            outstanding=leases.outstanding(self.book, ground.unseen()),
-            taken=leases.taken(self.book),
-            has_files=self.with_files,
-            can_fetch=True,
-            tagged=True,
-            node_type=self.kind,
-        )
-
-
-@dataclass
-class App:
-    """A Serve application: keeps its replicas alive until it is told to stop."""
-
-    model: str
-    node_id: str
-    state: ServeState = ServeState.STARTING
-    replicas: dict[str, str] = field(default_factory=dict)  # lease by replica
-    starts: int = 0
-
-
-@dataclass
 class World:
     """One run. ``act`` makes one thing happen; ``settle`` ends the faults and lets all come to rest."""
 
@@ -162,9 +85,9 @@ class World:
     state: ControlState = field(default_factory=ControlState)
     chronicle: Chronicle = field(default_factory=Chronicle)
     registry: dict[str, Record] = field(default_factory=dict)
-    # Which nodes are drained, as the registry has it, and as the last acknowledged order has it of each.
+    callers: Callers = field(default_factory=Callers)
+    # Which nodes are drained, as the registry has it.
     drained: dict[str, float] = field(default_factory=dict)
-    closed: dict[str, bool] = field(default_factory=dict)
     lessons: tuple[tuple[Exclusion, ...], tuple[Observation, ...]] = ((), ())
     apps: dict[str, App] = field(default_factory=dict)
     looks: list[Look] = field(default_factory=list)
@@ -173,18 +96,7 @@ class World:
     inbox: list[Event] = field(default_factory=list)
     now: float = 1000.0
     lives: int = 0
-    callers: int = 0
-    open_calls: set[str] = field(default_factory=set)
-    answered: set[str] = field(default_factory=set)
     started: set[str] = field(default_factory=set)
-    # What the last acknowledged operation made of a name.
-    promised: dict[str, bool] = field(default_factory=dict)
-    # Names that control has unloaded by itself, to make room.
-    evicted: set[str] = field(default_factory=set)
-    # What each caller wants of which name: a load (True), an unload (False), another scale (None).
-    asked: dict[str, tuple[str, bool | None]] = field(default_factory=dict)
-    # What each caller wants of which node: a drain (True), or its end (False).
-    orders: dict[str, tuple[str, bool]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     # What the autoscaler may start, and what it was last told.
     types: dict[str, NodeType] = field(default_factory=dict)
@@ -241,13 +153,7 @@ class World:
         self.inbox.clear()
         self.looks.clear()
         self.preparing.clear()
-        for caller in self.open_calls:
-            # Its connection broke: it cannot know, so nothing is promised about that name any more.
-            if caller in self.orders:
-                self.closed.pop(self.orders[caller][0], None)
-            else:
-                self.promised.pop(self.asked[caller][0], None)
-        self.open_calls.clear()
+        self.callers.hang_up()
         self.state = ControlState()
         self.chronicle = Chronicle(self.chronicle.events)
         seen = {name: app.state for name, app in self.apps.items()}
@@ -290,7 +196,7 @@ class World:
                 self.registry.pop(name, None)
                 model = self.state.models.get(name)
                 if model is not None and not model.leavers:
-                    self.evicted.add(name)
+                    self.callers.evicted.add(name)
             case RememberLessons(exclusions=exclusions, observations=observations):
                 self.lessons = (exclusions, observations)
             case Look():
@@ -309,19 +215,8 @@ class World:
                 self.apps[app] = App(name, node_id)
             case StopApp():
                 self.stop(effect)
-            case Answer(caller=caller, name=name, error=error):
-                assert caller not in self.answered, "every caller is answered once"
-                self.answered.add(caller)
-                self.open_calls.discard(caller)
-                if caller in self.orders:
-                    if error is None:
-                        self.closed[name] = self.orders[caller][1]
-                    return
-                _, is_load = self.asked[caller]
-                if error is None and is_load is not None:
-                    self.promised[name] = is_load
-                elif is_load:
-                    self.promised.pop(name, None)
+            case Answer():
+                self.callers.hear(effect)
             case AskForNodes(counts=counts):
                 self.wanted_nodes = dict(counts)
             case Publish():
@@ -344,48 +239,27 @@ class World:
         """One thing happens."""
         self.now += self.rng.random() * 3
         fault = 1 if self.faults else 0
-        action = self.rng.choices(
-            [
-                self.deliver,
-                self.observe,
-                self.look,
-                self.prepare,
-                self.run_any,
-                self.ask,
-                self.crash,
-                self.restart_control,
-                self.restart_owner,
-                self.lose_node,
-                self.gain_node,
-                self.use,
-                self.wake,
-                self.scale,
-                self.autoscale,
-                self.apply_configuration,
-                self.drain,
-                self.upgrade_node,
-            ],
-            weights=[
-                30,
-                10,
-                15,
-                15,
-                25,
-                10 * fault,
-                5 * fault,
-                fault,
-                fault,
-                fault,
-                fault,
-                2,
-                2 * fault,
-                fault,
-                4,
-                3 * fault,
-                6 * fault,
-                fault,
-            ],
-        )[0]
+        weights = {
+            self.deliver: 30,
+            self.observe: 10,
+            self.look: 15,
+            self.prepare: 15,
+            self.run_any: 25,
+            self.ask: 10 * fault,
+            self.crash: 5 * fault,
+            self.restart_control: fault,
+            self.restart_owner: fault,
+            self.lose_node: fault,
+            self.gain_node: fault,
+            self.use: 2,
+            self.wake: 2 * fault,
+            self.scale: fault,
+            self.autoscale: 4,
+            self.apply_configuration: 3 * fault,
+            self.drain: 6 * fault,
+            self.upgrade_node: fault,
+        }
+        (action,) = self.rng.choices(list(weights), list(weights.values()))
         action()
         self.tend_books()
 
@@ -554,20 +428,12 @@ class World:
         if self.rng.random() < 0.65:
             self.load(name)
         else:
-            self.feed(UnloadAsked(name, self.calls(name, is_load=False), self.now))
+            self.feed(UnloadAsked(name, self.callers.ask(name, is_load=False), self.now))
 
     def load(self, name: str) -> None:
         evict = "idle" if hash_of(name) % 3 == 0 else "never"
         wish = request(name, **scale_of(name), evict=evict)
-        self.feed(LoadAsked(name, wish, self.calls(name, is_load=True), self.now))
-
-    def calls(self, name: str, *, is_load: bool | None) -> str:
-        """Somebody who asks, and waits for the answer."""
-        self.callers += 1
-        caller = f"c{self.callers}"
-        self.asked[caller] = (name, is_load)
-        self.open_calls.add(caller)
-        return caller
+        self.feed(LoadAsked(name, wish, self.callers.ask(name, is_load=True), self.now))
 
     def wake(self) -> None:
         self.inbox.append(WakeAsked(frozenset({self.rng.choice(self.names)}), self.now))
@@ -582,7 +448,7 @@ class World:
         """Somebody asks for a rule, or for a number."""
         self.scaled.add(name)
         replicas = self.rng.randrange(1, 4) if scaling is None else None
-        self.feed(ScaleAsked(name, replicas, scaling, self.calls(name, is_load=None), self.now))
+        self.feed(ScaleAsked(name, replicas, scaling, self.callers.ask(name, is_load=None), self.now))
 
     def apply_configuration(self) -> None:
         """A changed configuration, for which Serve starts control again."""
@@ -604,12 +470,8 @@ class World:
         self.order(name, is_closing=self.rng.random() < (0.3 if name in self.drained else 0.9))
 
     def order(self, node: str, *, is_closing: bool) -> None:
-        self.callers += 1
-        caller = f"c{self.callers}"
-        self.orders[caller] = (node, is_closing)
-        self.open_calls.add(caller)
         kind = DrainAsked if is_closing else DrainLifted
-        self.feed(kind(node, caller, self.now))
+        self.feed(kind(node, self.callers.order(node, is_closing=is_closing), self.now))
 
     def upgrade_node(self) -> None:
         """A node starts again: it comes back under its name, with another id."""
@@ -678,26 +540,7 @@ class World:
         for node in self.nodes.values():
             if node.book.leases or node.engines:
                 node.book = leases.expire(node.book, self.now)
-                self.check_node(node)
-
-    def check_node(self, node: Node) -> None:
-        """No memory is leased twice, and no engine runs without a lease."""
-        limits = {gpu_key(gpu): gpu.memory_total_bytes or 0 for gpu in node.gpus} | {RAM: node.ram_bytes}
-        promised: dict[str, int] = {}
-        for lease in node.book.leases.values():
-            measured = node.measured.get(lease.lease_id, ())
-            real = {claim.device: claim.size_bytes for claim in measured if claim.device != RAM}
-            for claim in lease.claims:
-                size = real.get(claim.device, claim.size_bytes)
-                promised[claim.device] = promised.get(claim.device, 0) + size
-        for device, size in promised.items():
-            assert size <= limits[device], (
-                f"{node.node_id}: {size} of {limits[device]} on {device} are leased"
-            )
-        for lease_id in node.engines:
-            assert lease_id in node.book.leases, (
-                f"{node.node_id}: an engine runs without its lease {lease_id}"
-            )
+                node.check()
 
     def settle(self, steps: int) -> None:
         """The faults end; everything under way comes to its end, and every pause passes."""

@@ -88,7 +88,7 @@ def check_chronicle(world: World) -> None:
 def check(world: World) -> None:
     models = world.state.models
     told = ", ".join(f"{m.name} {m.phase.value} ({m.reason})" for m in models.values())
-    assert world.open_calls == set(), f"nobody is left waiting; {told}"
+    assert world.callers.open == set(), f"nobody is left waiting; {told}"
     at_rest = (Phase.READY, Phase.FAILED, Phase.SLEEPING)
     assert all(model.phase in at_rest for model in models.values()), told
     for model in models.values():
@@ -121,10 +121,10 @@ def check(world: World) -> None:
     assert remembered <= set(models), told
     check_declared(world, told)
     check_drained(world, told)
-    for name, loaded in world.promised.items():
+    for name, loaded in world.callers.promised.items():
         if loaded:
             # It may have made room for another since, if that one asked for it.
-            evicted = name not in models and name in world.evicted
+            evicted = name not in models and name in world.callers.evicted
             assert evicted or name in models, f"{name} was loaded and is lost; {told}"
             assert evicted or models[name].phase is Phase.READY or models[name].proven, told
         else:
@@ -135,7 +135,7 @@ def check_drained(world: World, told: str) -> None:
     """A drained node is empty, but for what has no other place: and that says so, and goes on serving."""
     state = world.state
     assert state.drained == world.drained, "what is drained is in the registry"
-    for node, is_closed in world.closed.items():
+    for node, is_closed in world.callers.closed.items():
         assert (node in state.drained) is is_closed, f"{node}: {is_closed} was answered; {state.drained}"
     fleet = Fleet(tuple(node.view() for node in world.nodes.values()))
     for model in state.models.values():
