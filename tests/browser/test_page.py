@@ -77,6 +77,24 @@ def test_every_node_has_its_card_and_its_badge(browser: Browser, url: str) -> No
         expect(page.get_by_role("article", name="apu-1")).to_contain_text("unified memory")
 
 
+def test_a_node_is_drained_and_put_back_into_service(browser: Browser, url: str) -> None:
+    with tab(browser, f"{url}#/environment") as page:
+        card = page.get_by_role("article", name="cpu-1")
+        card.get_by_role("button", name="Drain").click()
+        asked = page.get_by_role("dialog")
+        expect(asked).to_contain_text("cpu-1? It takes nothing new")
+        asked.get_by_role("button", name="Cancel").click()
+        expect(card).not_to_contain_text("Takes no models")
+        card.get_by_role("button", name="Drain").click()
+        page.get_by_role("dialog").get_by_role("button", name="Drain").click()
+        expect(card).to_contain_text("Takes no models")
+        expect(card).to_contain_text("drained by an operator")
+        card.get_by_role("button", name="Put back into service").click()
+        expect(page.get_by_text("cpu-1 takes models again")).to_be_visible()
+        expect(card.get_by_role("button", name="Drain")).to_be_visible()
+        expect(card).not_to_contain_text("Takes no models")
+
+
 def test_the_form_has_the_fields_of_the_backend_and_no_others(browser: Browser, url: str) -> None:
     with tab(browser, url) as page:
         open_deploy(page)
@@ -239,6 +257,10 @@ def test_a_key_opens_it_and_one_for_using_models_only_looks_on(browser: Browser)
         page.keyboard.press("Enter")
         expect(page.get_by_text("app · may look on")).to_be_visible()
         expect(page.get_by_role("button", name="Deploy a model")).to_have_count(0)
+        page.goto(f"{url}#/environment")
+        expect(page.get_by_role("article", name="cpu-1")).to_be_visible()
+        expect(page.get_by_role("button", name="Drain")).to_have_count(0)
+        page.goto(f"{url}#/models")
         stored = page.evaluate("JSON.stringify([{...localStorage}, document.cookie])")
         assert "sk-app" not in stored
         page.get_by_role("button", name="Sign out").click()

@@ -9,6 +9,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import psutil
+
+_WAITS_IN_S = 5.0
+
 
 class Terminal:
     """The far end of a pseudo terminal. Every wait has a deadline and fails with what was shown."""
@@ -32,8 +36,14 @@ class Terminal:
         return before + text
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C does."""
-        self.process.send_signal(signal.SIGINT)
+        """Do what Ctrl-C does, once the program waits for something.
+
+        Between what it shows and its next wait, Python's line editing hears of a signal at the next key only.
+        """
+        program, deadline = psutil.Process(self.process.pid), time.monotonic() + _WAITS_IN_S
+        while program.status() != psutil.STATUS_SLEEPING and time.monotonic() < deadline:
+            time.sleep(0.01)
+        program.send_signal(signal.SIGINT)
 
     def leave(self, *, deadline_s: float = 20.0) -> int:
         """Wait for the program's end and return its exit code."""

@@ -224,7 +224,8 @@ class Fleet(Client):
             kill_all(node)
 
     def _node(self, machine: Machine, arguments: Sequence[str], token: str | None) -> FleetNode:
-        own = ("--name", machine.name, "--num-cpus", "1", "--temp-dir", str(self.folder / machine.name[:2]))
+        own = ["--name", machine.name, "--num-cpus", "1", "--temp-dir", str(self.folder / machine.name[:2])]
+        own += ["--metrics-port", str(free_port())]
         cache = self.folder / "cache"
         return FleetNode(machine, self.folder / machine.name, (*arguments, *own), cache, token)
 

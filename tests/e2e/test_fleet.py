@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +21,9 @@ from playwright.sync_api import expect
 
 from tests.browser.chromium import chromium, tab
 from tests.clients import Streams, Traffic
+from tests.cluster_configs.monitoring import SERIES, names_in, needs_prometheus, panels
 from tests.e2e.fleet import HEAD, Card, Fleet, Machine, at_once
+from tests.e2e.prometheus import SOON_S, scraping
 from tests.stack import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.native, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -347,6 +350,35 @@ def test_replicas_land_where_the_planner_says(fleet: Fleet, settled: dict[str, d
         with Traffic(fleet, ["trio"] * 3, pause_s=PAUSE_S) as traffic:
             wait_until(lambda: len(traffic.answers) >= 12, 60, "a dozen answers")
         assert traffic.failures() == []
+
+
+@needs_prometheus()
+def test_prometheus_has_every_node_and_every_card(
+    fleet: Fleet, settled: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    with (
+        loaded(fleet, "mortal", on=[HEAD]) as status,
+        scraping(fleet.url, tmp_path, len(NODES)) as prometheus,
+    ):
+        psutil.Process(engine(status)).kill()
+        died = 'ray_xgen_failures_total{model="mortal",node="head"}'
+        wait_until(lambda: prometheus.query(died), SOON_S, "the death counted")
+        counted = "count by (node) (ray_xgen_node_memory_bytes)"
+        assert {one["metric"]["node"] for one in prometheus.query(counted)} == set(NODES)
+        cards = {
+            (one["metric"]["node"], one["metric"]["vendor"], one["metric"]["gpu"])
+            for one in prometheus.query("ray_xgen_gpu_memory_bytes")
+        }
+        assert cards == {
+            (machine.name, card.vendor, card.uuid) for machine in MACHINES for card in machine.cards
+        }
+        (instinct,) = prometheus.query('ray_xgen_gpu_memory_used_bytes{node="instinct"}')
+        assert int(float(instinct["value"][1])) == 650 * 2**20, "what runs there, as the driver says"
+        told = {"ray_xgen_failures_total", *(name for name in SERIES if name.startswith("ray_xgen_gpu_"))}
+        asked = {where: expression for where, expression in panels() if names_in(expression) & told}
+        empty = {where: expression for where, expression in asked.items() if not prometheus.query(expression)}
+        assert (len(asked) > 5, empty) == (True, {})
+        wait_until(lambda: ready(fleet, "mortal") == 1, SOON_S, "the engine back")
 
 
 def test_a_node_of_plain_ray_is_a_cpu_node_and_says_what_to_do(

@@ -1,28 +1,17 @@
 """A real Prometheus, started by the committed script, scrapes the stack: panels and rules get data."""
 
-import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 import psutil
 import pytest
 
-from tests.cluster_configs.monitoring import (
-    FOLDER,
-    PROGRAMS,
-    names_in,
-    needs_prometheus,
-    panels,
-    rules,
-)
+from tests.cluster_configs.monitoring import names_in, needs_prometheus, panels, rules
 from tests.e2e.conftest import CHAT
+from tests.e2e.prometheus import SOON_S, Prometheus, scraping
 from tests.stack import Stack, wait_until
-from xgen_ray.process import free_port
 from xgen_ray.serving.metrics.rows import METRICS
 
 pytestmark = [
@@ -33,8 +22,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("sh") is None, reason="there is no sh"),
 ]
 
-SOON_S = 90.0
-# No card here; this build of llama-server does not tell; and nothing need have failed in this stack.
+# The fleet has the cards (test_fleet.py); this build of llama-server does not tell; and nothing need have
+# failed in this stack.
 GPUS = {name for metric in METRICS for name in metric.series if name.startswith("ray_xgen_gpu_")}
 MAY_BE_EMPTY = GPUS | {
     "ray_xgen_engine_cache_ratio",
@@ -43,47 +32,10 @@ MAY_BE_EMPTY = GPUS | {
 }
 
 
-class Prometheus:
-    def __init__(self, port: int) -> None:
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False, timeout=10)
-
-    def close(self) -> None:
-        self._http.close()
-
-    def get(self, path: str, **parameters: str) -> Any:
-        answer = self._http.get(path, params=parameters).json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
-        return result
-
-    def up(self) -> bool:
-        try:
-            return bool(self.query('up{job="xgen-ray"} == 1'))
-        except httpx.TransportError:
-            return False
-
-
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Scraping the stack, with two streams between two scrapes."""
-    data, port = tmp_path_factory.mktemp("monitoring"), free_port()
-    environment = {
-        **os.environ,
-        "PATH": f"{PROGRAMS / 'bin'}:{os.environ['PATH']}",
-        "XGEN_RAY_URL": stack.url,
-        "PROMETHEUS_PORT": str(port),
-        "SCRAPE_INTERVAL": "1s",
-    }
-    log = (data / "log").open("w+")
-    process = subprocess.Popen(
-        ["sh", str(FOLDER / "start.sh"), str(data)], env=environment, stdout=log, stderr=subprocess.STDOUT
-    )
-    made = Prometheus(port)
-    try:
-        wait_until(made.up, SOON_S, "a target is up")
+    with scraping(stack.url, tmp_path_factory.mktemp("monitoring")) as made:
         counted = 'sum(ray_xgen_requests_total{model="' + CHAT + '",outcome="ok"})'
         stream(stack)
         wait_until(lambda: made.query(counted), SOON_S, "requests are counted")
@@ -91,13 +43,6 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         stream(stack)
         wait_until(lambda: float(made.query(counted)[0]["value"][1]) > before, SOON_S, "one more is counted")
         yield made
-    finally:
-        made.close()
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        log.seek(0)
-        print(log.read())
-        log.close()
 
 
 def stream(stack: Stack) -> None:

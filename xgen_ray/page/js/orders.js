@@ -1,4 +1,4 @@
-// Orders about models, with what the server says to them.
+// Orders about models and nodes, with what the server says to them.
 
 import { order } from "./api.js";
 import { go } from "./route.js";
@@ -29,3 +29,9 @@ export function restart(name) {
 export const lift = (name, backend) => give("lift", { model: name, backend }, t("lift.done", { backend }));
 
 export const scale = (name, replicas) => give("scale", { name, replicas }, t("scale.done", { name, replicas }));
+
+export function drain(node) {
+  askFirst(t("drain.ask", { node }), t("drain"), () => give("drain", { node }, t("drain.done", { node })));
+}
+
+export const reopen = (node) => give("drain", { node, lift: true }, t("reopen.done", { node }));

@@ -127,6 +127,11 @@ export default {
   "scale.count": "Replicas: {count}",
   "scale.fewer": "One replica fewer",
   "scale.more": "One replica more",
+  drain: "Drain",
+  "drain.ask": "Drain {node}? It takes nothing new, and what runs there is started elsewhere first. What has no other place goes on there.",
+  "drain.done": "{node} takes nothing new; what runs there moves away",
+  reopen: "Put back into service",
+  "reopen.done": "{node} takes models again",
 
   deploy: "Deploy a model",
   "deploy.title": "Deploy a model",

@@ -127,6 +127,11 @@ export default {
   "scale.count": "레플리카 {count}개",
   "scale.fewer": "레플리카 하나 줄이기",
   "scale.more": "레플리카 하나 늘리기",
+  drain: "비우기",
+  "drain.ask": "{node} 노드를 비울까요? 새 모델은 배치되지 않고, 실행 중인 모델은 다른 노드에서 먼저 시작됩니다. 옮길 곳이 없는 모델은 그대로 계속 실행됩니다.",
+  "drain.done": "{node} 노드는 새 모델을 받지 않으며, 실행 중인 모델을 옮기는 중입니다",
+  reopen: "다시 사용",
+  "reopen.done": "{node} 노드가 다시 모델을 받습니다",
 
   deploy: "모델 배포",
   "deploy.title": "모델 배포",

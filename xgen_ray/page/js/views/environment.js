@@ -1,7 +1,9 @@
 // A card for each node: what it has, what can run on it, and how that was found out.
 
-import { number, percent, size } from "../format.js";
+import { mayManage } from "../feed.js";
+import { age, number, percent, size } from "../format.js";
 import { html, nothing, repeat } from "../lit.js";
+import { drain, reopen } from "../orders.js";
 import { badge, bar, empty, facts, list, page } from "../parts.js";
 import { state } from "../state.js";
 import { t } from "../text.js";
@@ -29,13 +31,24 @@ const card = (node) => html`
         ${node.schedulable ? nothing : html`<span class="pill bad"><i aria-hidden="true"></i>${t("env.closed")}</span>`}
       </div>
     </header>
-    ${node.reason ? html`<p class="note ${node.schedulable ? "" : "bad"}">${node.reason}</p>` : nothing}
+    ${node.reason ? html`<p class="note ${node.schedulable ? "" : "bad"}">
+          ${node.reason} ${node.drained_since ? html`<span class="hint">${age(node.drained_since)}</span>` : nothing}
+        </p>` : nothing}
     ${node.gpus.length ? html`<ul class="gpus">${node.gpus.map(gpu)}</ul>` : nothing}
     ${node.memory_total_bytes ? host(node) : nothing}
     ${node.backends.length ? backends(node) : nothing}
     ${node.models.length ? html`<p class="chips"><span class="hint">${t("env.models")}</span> ${node.models.map((name) => html`<a class="chip" href=${`#/models/${encodeURIComponent(name)}`}>${name}</a>`)}</p>` : nothing}
     ${more(node)}
+    ${mayManage() ? service(node) : nothing}
   </article>
+`;
+
+const service = (node) => html`
+  <div class="actions">
+    ${node.drained_since
+      ? html`<button type="button" class="small" @click=${() => reopen(node.node)}>${t("reopen")}</button>`
+      : html`<button type="button" class="small" @click=${() => drain(node.node)}>${t("drain")}</button>`}
+  </div>
 `;
 
 function gpu(one) {
