@@ -41,10 +41,11 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request to ``model``, at ``time.monotonic()``; status 0: the connection broke."""
+    """What became of one request to ``model``, ``at`` (time.monotonic()); status 0: the connection broke."""
 
     model: str
     at: float
+    took_s: float
     status: int
     text: str
     headers: Mapping[str, str]
@@ -72,12 +73,14 @@ class Traffic(Repeated):
         return Counter(one.headers["x-xgen-pool"] for one in self.answers if one.status == 200)
 
     def _ask(self, model: str) -> None:
+        began = time.monotonic()
         try:
             answer = self._client.chat(model, **self._body)
             status, text, headers = answer.status_code, answer.text, answer.headers
         except httpx.TransportError as error:
             status, text, headers = 0, repr(error), httpx.Headers()
-        self.answers.append(Answer(model, time.monotonic(), status, text, headers))
+        now = time.monotonic()
+        self.answers.append(Answer(model, now, now - began, status, text, headers))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, why_no_vllm
-from tests.clients import Clients
+from tests.clients import Traffic
 from tests.stack import SAMPLE_MODEL, Stack, wait_until
 
 NAME = "one"
@@ -91,16 +91,16 @@ def all_have(stack: Stack, count: int) -> bool:
     return all(len(engines(stack, pool)) == count for pool in POOLS)
 
 
-def run(stack: Stack, clients_count: int, told: Timeline) -> tuple[Clients, list[httpx.Response]]:
+def run(stack: Stack, clients_count: int, told: Timeline) -> tuple[Traffic, list[httpx.Response]]:
     """The whole tide; the clients of the flood, and the answers that woke the pools."""
     for pool in POOLS:
         begin(stack, pool)
         told.note(f"{pool}: one engine")
-    with Clients(stack, NAME, clients_count) as flood:
+    with Traffic(stack, [NAME] * clients_count, max_tokens=16) as flood:
         told.until(lambda: all_have(stack, 2), "two engines in both pools")
         for pool in POOLS:
             kill_one(stack, pool, told)
-    told.note(f"the load ends: {len(flood.answers)} requests, {len(flood.failed())} failed")
+    told.note(f"the load ends: {len(flood.answers)} requests, {len(flood.failures())} failed")
     told.until(lambda: asleep(stack), "both pools asleep")
     wait_until(lambda: not stack.named("bundled_llama_server"), 60, "no llama-server")
     wait_until(lambda: not stack.named("vllm.entrypoints"), 60, "no vLLM")
@@ -114,10 +114,11 @@ def run(stack: Stack, clients_count: int, told: Timeline) -> tuple[Clients, list
     return flood, woken
 
 
-def render(flood: Clients) -> Table:
+def render(flood: Traffic) -> Table:
     by_pool: dict[str, list[float]] = defaultdict(list)
-    for one in flood.good():
-        by_pool[one.headers["x-xgen-pool"]].append(one.elapsed.total_seconds())
+    for one in flood.answers:
+        if one.status == httpx.codes.OK:
+            by_pool[one.headers["x-xgen-pool"]].append(one.took_s)
     table = Table(box=None, pad_edge=False)
     for column in ("pool", "answers", "median s"):
         table.add_column(column, justify="left" if column == "pool" else "right")
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told.note("the stack serves")
         flood, woken = run(stack, given.clients, told)
     console.print(render(flood))
-    failed = [*flood.failed(), *(one.text for one in woken if one.status_code != 200)]
+    failed = [*flood.failures(), *(one.text for one in woken if one.status_code != 200)]
     for one in failed[:5]:
         console.print(str(one)[:300], markup=False)
     console.print(f"{len(flood.answers) + len(woken)} requests, {len(failed)} failed")
