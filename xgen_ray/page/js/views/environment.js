@@ -32,7 +32,7 @@ const card = (node) => html`
       </div>
     </header>
     ${node.reason ? html`<p class="note ${node.schedulable ? "" : "bad"}">
-          ${node.reason} ${node.drained_since ? html`<span class="hint">${age(node.drained_since)}</span>` : nothing}
+          ${node.reason} ${node.drained_since ? html`<span class="hint">· ${age(node.drained_since)}</span>` : nothing}
         </p>` : nothing}
     ${node.gpus.length ? html`<ul class="gpus">${node.gpus.map(gpu)}</ul>` : nothing}
     ${node.memory_total_bytes ? host(node) : nothing}
