@@ -222,6 +222,7 @@ class StandInEngine:
         self.freed = asyncio.Event()
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
 
     @property
     def url(self) -> str:
@@ -231,6 +232,7 @@ class StandInEngine:
     async def running(self) -> AsyncIterator["StandInEngine"]:
         # Of a hundred that connect at once, a shorter queue leaves some to try again a second later.
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20, backlog=1024)
+        self._server = server
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -239,6 +241,12 @@ class StandInEngine:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def die(self, exchange: Exchange) -> None:
+        """A play: die as a process does, so that nobody listens any more."""
+        assert self._server is not None
+        self._server.close()
+        exchange.drop()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

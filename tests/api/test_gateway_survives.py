@@ -1,6 +1,7 @@
 """Engines that refuse, load, break off or lie: what is mended unseen, and what the client is told."""
 
 import asyncio
+import contextlib
 import json
 import socket
 from dataclasses import replace
@@ -97,6 +98,28 @@ async def test_a_request_that_stops_every_engine_is_given_up() -> None:
         assert "2 broke off" in error["message"]
         assert "may be what stops them" in error["message"]
         assert running.dispatcher.outcomes == [("r1", "failed"), ("r2", "failed")]
+
+
+async def test_a_request_that_kills_engines_kills_no_more_for_connections_that_were_kept() -> None:
+    """The fresh connection is refused, since the engine has died: at work, not before."""
+    async with contextlib.AsyncExitStack() as opened:
+        running = await opened.enter_async_context(stack())
+        engines = [running.engine]
+        for name in ("r2", "r3"):
+            engines.append(await opened.enter_async_context(StandInEngine().running()))
+            await running.dispatcher.add(engines[-1].url, name)
+        every = running.dispatcher.replicas["m"]
+        for engine, endpoint in zip(engines, every, strict=True):
+            running.dispatcher.replicas["m"] = [endpoint]
+            await ask(running)
+            engine.otherwise = engine.die
+        running.dispatcher.replicas["m"] = every
+        running.dispatcher.outcomes.clear()
+        reply = await ask(running)
+        assert reply.status_code == 502
+        assert "2 broke off" in reply.json()["error"]["message"]
+        assert running.dispatcher.outcomes == [("r1", "failed"), ("r2", "failed")]
+        assert [len(engine.requests) for engine in engines] == [2, 2, 1]
 
 
 async def test_the_same_replica_is_tried_again_when_there_is_no_other() -> None:

@@ -48,17 +48,24 @@ class Upstream:
         """Send ``call`` and return once the status and headers are there. Raises UpstreamBroke.
 
         A kept connection may be closed by the engine in the very moment of its reuse, which looks
-        like a crash. So a break on one is tried once more on a fresh one.
+        like a crash. So a break on one is tried once more on a fresh one; an engine that refuses that one
+        did die, at work on the request.
         """
         engine = self._engine(endpoint.url)
         head = _head(endpoint, call)
-        if engine.kept:
-            try:
-                return await _asked(engine.kept.pop(), head, call.content)
-            except UpstreamBroke as broke:
-                if broke.how is not Break.DROPPED:
-                    raise
-        return await _asked(await self._connect(engine), head, call.content)
+        if not engine.kept:
+            return await _asked(await self._connect(engine), head, call.content)
+        try:
+            return await _asked(engine.kept.pop(), head, call.content)
+        except UpstreamBroke as broke:
+            if broke.how is not Break.DROPPED:
+                raise
+            dropped = broke
+        try:
+            fresh = await self._connect(engine)
+        except UpstreamBroke:
+            raise dropped from None
+        return await _asked(fresh, head, call.content)
 
     async def aclose(self) -> None:
         for engine in self._engines.values():
