@@ -169,6 +169,16 @@ def test_an_engine_that_fails_is_left_out_and_tried_again_by_one() -> None:
     assert taken.count("bad") == 1
 
 
+def test_a_long_answer_does_not_keep_others_from_an_engine_that_has_recovered() -> None:
+    made = balancer(engine("back", 64), engine("busy", 1))
+    failed = take(made, 0.0, avoid=frozenset({"busy"}))
+    made.finished(failed.ticket, 0.0, ok=False)
+    trial = take(made, 5.0, avoid=frozenset({"busy"}))
+    assert {take(made, 5.1).engine.replica_id for _ in range(4)} == {"busy"}
+    made.answering(trial.ticket, 5.2)
+    assert take(made, 5.3).engine.replica_id == "back"
+
+
 def test_when_all_have_failed_one_is_taken_all_the_same() -> None:
     made = balancer(engine("r1"), engine("r2"))
     for _ in range(2):

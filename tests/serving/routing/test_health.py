@@ -55,6 +55,37 @@ def test_a_trial_that_fails_waits_twice_as_long() -> None:
     assert health.blocked_until == at + 3 + 4.0
 
 
+def test_the_first_byte_of_a_trial_makes_room_for_the_next() -> None:
+    health, at = failing(2)
+    health.chosen(7)
+    health.answering(6)
+    assert not health.may_be_asked(at + 2)
+    health.answering(7)
+    assert health.may_be_asked(at + 2)
+    assert health.failures == 2
+
+
+def test_an_engine_that_always_breaks_off_waits_longer_and_longer() -> None:
+    health, at = failing(2)
+    health.chosen(7)
+    health.answering(7)
+    health.chosen(8)
+    health.failed(7, started=at + 2, now=at + 9)
+    assert health.blocked_until == at + 9 + 4.0
+    health.failed(8, started=at + 8, now=at + 9.1)
+    assert health.failures == 3
+
+
+def test_an_answer_that_ends_well_ends_the_trial_of_another() -> None:
+    health, at = failing(1)
+    health.chosen(7)
+    health.answering(7)
+    health.chosen(8)
+    health.answered(7, started=at + 1)
+    assert health.well
+    assert health.may_be_asked(at + 2)
+
+
 def test_a_trial_whose_client_left_decides_nothing_and_makes_room_for_the_next() -> None:
     health, at = failing(2)
     health.chosen(7)

@@ -122,6 +122,7 @@ class Balancer:
         request = self._under_way.get(ticket)
         if request is not None and request.first is None:
             request.facts.answering(request, now)
+            request.facts.health.answering(ticket)
 
     def finished(
         self, ticket: int, now: float, *, ok: bool, full: bool = False, units: int = 0

@@ -28,9 +28,13 @@ class Health:
         return now >= self.blocked_until and self._trial is None
 
     def chosen(self, ticket: int) -> None:
-        """After failures, this request is the trial, and the only one until it is over."""
+        """After failures, this request is the trial, and the only one until its answer begins."""
         if self.failures:
             self._trial = ticket
+
+    def answering(self, ticket: int) -> None:
+        """The next one may come. Only the end of an answer clears the record: it may still break off."""
+        self._over(ticket)
 
     def failed(self, ticket: int, started: float, now: float) -> None:
         self._over(ticket)
@@ -52,6 +56,7 @@ class Health:
         if started > self._failed_at:
             self.failures = 0
             self.blocked_until = float("-inf")
+            self._trial = None
 
     def undecided(self, ticket: int) -> None:
         """The request ended by the client's doing."""
