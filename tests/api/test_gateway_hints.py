@@ -60,9 +60,9 @@ async def test_the_kind_of_work_is_told(
 ) -> None:
     async with stack() as running:
         running.dispatcher.models = [served("m", task)]
-        await running.client.post(path, json={"model": "m", **fields})
+        await running.client.post(path, json={"model": "m", "stream": True, **fields})
         (hints,) = running.dispatcher.hints
-        assert (hints.reads, hints.generates) == (reads, generates)
+        assert (hints.reads, hints.generates, hints.streamed) == (reads, generates, generates)
 
 
 async def test_what_was_answered_is_counted_in_events_or_in_bytes() -> None:

@@ -22,6 +22,7 @@ from tests.api.support import (
     die,
     event,
     loading,
+    served,
 )
 from xgen_ray.api.gateway import GatewayLimits
 from xgen_ray.api.relay import RetryLimits
@@ -195,6 +196,48 @@ async def test_after_a_sign_of_life_a_refusal_comes_as_an_event(path: str) -> No
     *_, last = reply.text.strip().split("\n\n")
     assert last.startswith("event: error\ndata: " if path.endswith("responses") else "data: "), last
     assert "still loading" in last
+
+
+# llama-server's, which lacks fields, vLLM's, which lacks none, and Anthropic's own.
+SHAPES = (
+    {"error": {"code": 400, "message": "too long", "type": "exceed_context_size_error"}},
+    {"error": {"code": 400, "message": "too long", "type": "BadRequestError", "param": None}},
+    {"type": "error", "error": {"type": "invalid_request_error", "message": "too long"}},
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_an_engines_error_has_the_types_of_the_newer_protocols(
+    path: str, shape: dict[str, object]
+) -> None:
+    async with stack(answer(400, json.dumps(shape).encode()), limits=lively(20)) as running:
+        body = {**CHAT, "input": "hi", "stream": True}
+        error = (await running.client.post(path, json=body)).json()
+        assert (error["type"], error["error"]["message"]) == ("error", "too long")
+
+        running.engine.plays.append(answer(400, json.dumps(shape, indent=1).encode()))
+        (endpoint,) = running.dispatcher.replicas.pop("m")
+        async with running.client.stream("POST", path, json=body) as reply:
+            lines = reply.aiter_lines()
+            assert await anext(lines) == ": waiting for m"
+            await running.dispatcher.add(endpoint.url, "r2")
+            *_, event_line, data, _ = [line async for line in lines]
+        assert event_line == "event: error"
+        assert json.loads(data.removeprefix("data: ")) == error
+
+
+async def test_what_cannot_be_streamed_is_never_answered_as_a_stream() -> None:
+    async with stack(limits=lively(20)) as running:
+        running.dispatcher.models = [served("m", "embed")]
+        (endpoint,) = running.dispatcher.replicas.pop("m")
+        body = {"model": "m", "input": "hi", "stream": True}
+        asked = asyncio.create_task(running.client.post("/v1/embeddings", json=body))
+        await asyncio.sleep(0.25)
+        running.engine.plays.append(answer(200, b"{}"))
+        await running.dispatcher.add(endpoint.url, "r2")
+        reply = await asked
+        assert (reply.headers["content-type"], reply.json()) == ("application/json", {})
 
 
 async def test_the_official_client_reads_over_signs_of_life_and_raises_the_refusal() -> None:

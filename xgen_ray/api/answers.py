@@ -35,7 +35,7 @@ _MESSAGE_CHARS: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """An engine's error. ``content`` is its body if that can pass as it is, else ``reply`` is sent."""
+    """An engine's error. ``content`` is it in its own words if they will do, else ``reply`` is sent."""
 
     reply: ErrorReply
     content: bytes | None
@@ -62,8 +62,8 @@ def content_type(headers: Mapping[bytes, bytes]) -> bytes:
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
-def error_answer(status: int, body: bytes, call: Call) -> ErrorAnswer:
-    """Judge an engine's error (status 400 and up, not 503)."""
+def error_answer(status: int, body: bytes, call: Call, *, typed: bool) -> ErrorAnswer:
+    """Judge an engine's error (status 400 and up, not 503). ``typed`` as in ``ErrorReply.content``."""
     if status in (401, 403):
         # Our key, not the client's: the client must not be told to check its own.
         refused = f"The engine of {call.model!r} did not accept this server. Load the model anew."
@@ -78,15 +78,9 @@ def error_answer(status: int, body: bytes, call: Call) -> ErrorAnswer:
     at_fault = status >= 500
     kind = SERVER if at_fault else INVALID
     if error is not None and message is not None and isinstance(error.get("message"), str):
-        whole = from_json(body)
-        if {"message", "type", "code", "param"} <= error.keys() or whole.get("type") == "error":
-            return ErrorAnswer(ErrorReply(status, kind, error["message"]), body, at_fault)
-        # OpenAI's shape, but for missing fields (llama-server has no param): fill up, keep the rest.
-        # Its code repeats the status as a number, where OpenAI's is a word.
-        code = error.get("code")
-        word = KNOWN_CODES.get(str(error.get("type")), code if isinstance(code, str) else None)
-        filled = {"error": {"param": None, "type": kind, **error, "code": word}}
-        return ErrorAnswer(ErrorReply(status, kind, error["message"]), json.dumps(filled).encode(), at_fault)
+        return ErrorAnswer(
+            ErrorReply(status, kind, error["message"]), _filled(body, error, kind, typed=typed), at_fault
+        )
     if message is None:
         message = f"The engine of {call.model!r} answered {status} without a reason."
     return ErrorAnswer(
@@ -105,6 +99,19 @@ def stream_error(model: str, how: Break, *, typed: bool) -> bytes:
     )
     event = b"event: error\n" if typed else b""
     return event + b"data: " + reply.encode(typed=typed) + b"\n\n"
+
+
+def _filled(body: bytes, error: Mapping[str, Any], kind: str, *, typed: bool) -> bytes:
+    """The error with what its shape lacks; just ``body`` if that is nothing."""
+    complete = {"message", "type", "code", "param"} <= error.keys()
+    if from_json(body).get("type") == "error" or (complete and not typed):
+        return body
+    if not complete:
+        # llama-server has no param, and its code repeats the status as a number, where OpenAI's is a word.
+        code = error.get("code")
+        word = KNOWN_CODES.get(str(error.get("type")), code if isinstance(code, str) else None)
+        error = {"param": None, "type": kind, **error, "code": word}
+    return json.dumps({"type": "error", "error": error} if typed else {"error": error}).encode()
 
 
 def _error_object(body: bytes) -> dict[str, Any] | None:

@@ -47,9 +47,13 @@ class Reply:
         self.bytes_sent += len(chunk)
         await self._out({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
+    async def json(self, status: int, body: bytes, headers: Headers = (), *, typed: bool = False) -> None:
+        """A whole answer. After a sign of life it can only be an error, and is the last event: ``typed`` says
+        so in the event's type.
+        """
         if self.early:
-            await self.body(b"data: " + body.replace(b"\n", b" ") + b"\n\n", more=False)
+            event = b"event: error\n" if typed else b""
+            await self.body(event + b"data: " + body.replace(b"\n", b" ") + b"\n\n", more=False)
             return
         self.started = True
         self.status = status
@@ -57,9 +61,7 @@ class Reply:
         await send_json(self._out, status, body, [*headers, *self._headers])
 
     async def error(self, reply: ErrorReply, headers: Headers = (), *, typed: bool = False) -> None:
-        if self.early and typed:
-            await self.body(b"event: error\n", more=True)
-        await self.json(reply.status, reply.encode(typed=typed), [*reply.headers, *headers])
+        await self.json(reply.status, reply.encode(typed=typed), [*reply.headers, *headers], typed=typed)
 
     async def _out(self, message: Message) -> None:
         self.sending_since = self._loop.time()

@@ -303,7 +303,7 @@ def _hints(headers: Mapping[bytes, bytes], parsed: ParsedBody, route: Route) -> 
         max_tokens=parsed.max_tokens,
         reads=writes or bool(route.tasks - GENERATE),
         generates=writes,
-        streamed=parsed.streamed,
+        streamed=writes and parsed.streamed,
     )
 
 

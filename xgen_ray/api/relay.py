@@ -252,11 +252,11 @@ class Relay:
             body += chunk
             if len(body) > ERROR_BYTES:
                 break
-        error = error_answer(answer.status, bytes(body), self._call)
+        error = error_answer(answer.status, bytes(body), self._call, typed=self._typed)
         lease.finish(_outcome_of(answer.status, at_fault=error.engine_at_fault))
         headers = passed_headers(answer.headers, lease.endpoint, body=False)
         if error.content is not None:
-            await self._reply.json(error.reply.status, error.content, headers)
+            await self._reply.json(error.reply.status, error.content, headers, typed=self._typed)
         else:
             await self._reply.error(replace(error.reply, headers=()), headers, typed=self._typed)
 
