@@ -303,6 +303,7 @@ class InMemoryDispatcher:
     models: list[ServedModel] = field(default_factory=lambda: [served("m")])
     replicas: dict[str, list[Endpoint]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
     outcomes: list[tuple[str, Outcome]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     hints: list[RequestHints] = field(default_factory=list)
@@ -332,6 +333,8 @@ class InMemoryDispatcher:
             raise ModelNotFound(f"no {model}")
         if model in self.failed:
             raise EngineFailed(self.failed[model], "out_of_memory", ("secret log line",))
+        if model in self.lost:
+            raise NotReady(self.lost[model])
         try:
             async with asyncio.timeout(deadline_s), self.changed:
                 while not (fit := [e for e in self.replicas.get(model, []) if e.replica_id not in avoid]):

@@ -165,7 +165,9 @@ async def test_a_model_that_is_not_ready_in_time_is_a_503_with_a_time_to_come_ba
     async with stack(otherwise=loading, limits=waiting(0.6)) as running:
         reply = await ask(running)
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "8")
-        assert reply.json()["error"]["code"] == "not_ready"
+        error = reply.json()["error"]
+        assert error["code"] == "not_ready"
+        assert error["message"] == "m is still loading; gave up after 0.6 s. Try again."
 
 
 async def test_a_stream_that_waits_has_signs_of_life() -> None:
@@ -184,6 +186,27 @@ async def test_a_stream_that_waits_has_signs_of_life() -> None:
         assert reply.status_code == 200
         assert rest[-2] == "data: [DONE]"
         assert running.dispatcher.outcomes == [("r9", "ok")]
+
+
+async def test_a_stream_whose_engine_is_asked_again_and_again_has_signs_of_life() -> None:
+    """Each pause before that is shorter than the time between two signs."""
+    limits = replace(LIMITS, retry=RetryLimits(ready_wait_s=1.7, sign_of_life_s=1.0))
+    async with stack(otherwise=loading, limits=limits) as running, StandInEngine().running() as second:
+        body = {**CHAT, "stream": True}
+        async with running.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            lines = reply.aiter_lines()
+            assert await anext(lines) == ": waiting for m"
+            await running.dispatcher.add(second.url, "r2")
+            rest = [line async for line in lines]
+        assert rest[-2] == "data: [DONE]"
+        assert running.dispatcher.outcomes[-1] == ("r2", "ok")
+
+
+async def test_what_is_no_matter_of_time_is_told_at_once() -> None:
+    async with stack(limits=lively(20)) as running:
+        running.dispatcher.lost["m"] = "m is not served at the moment"
+        reply = await ask(running, stream=True)
+        assert (reply.status_code, reply.json()["error"]["message"]) == (503, "m is not served at the moment")
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])

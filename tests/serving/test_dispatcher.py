@@ -92,7 +92,7 @@ async def test_a_request_that_waits_for_an_engine_learns_of_the_unload() -> None
 
 
 async def test_the_deadline_ends_the_wait() -> None:
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReady, match="a is loading and has no engine for this request yet"):
         await choose(dispatcher(table(a=Phase.LOADING)), wait=0.05)
     with pytest.raises(NotReady):
         await choose(dispatcher(with_engines(1, engine("r1"))), "a", 0.05, "r1")

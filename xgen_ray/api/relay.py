@@ -5,6 +5,7 @@ the answer is that engine's: if it breaks off, the client is told so.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -81,6 +82,7 @@ class Relay:
         "_pause_s",
         "_refused",
         "_reply",
+        "_signed_at",
         "_trace",
         "_typed",
         "_until",
@@ -109,7 +111,8 @@ class Relay:
         self._typed = typed
         self._trace = trace
         self._loop = asyncio.get_running_loop()
-        self._until = self._loop.time() + limits.ready_wait_s
+        self._signed_at = self._loop.time()
+        self._until = self._signed_at + limits.ready_wait_s
         self._avoid: frozenset[str] = frozenset()
         self._pause_s = _FIRST_PAUSE_S
         self._breaks: list[Break] = []
@@ -162,19 +165,24 @@ class Relay:
         until = self._loop.time() + max(seconds, 0.0)
         while True:
             began = self._loop.time()
-            part = max(0.0, until - began)
-            if self._hints.streamed:
-                part = min(part, self._limits.sign_of_life_s)
+            sign_at = self._signed_at + self._limits.sign_of_life_s if self._hints.streamed else math.inf
+            part = max(0.0, min(until, sign_at) - began)
             try:
                 return await self._dispatcher.choose(
                     self._call.model, deadline_s=part, avoid=self._avoid, hints=self._hints
                 )
-            except NotReady:
-                # One that came early is no matter of time.
+            except NotReady as error:
                 now = self._loop.time()
-                if now >= until or now < began + part / 2:
+                # One that came early is no matter of time.
+                if now < began + part / 2:
                     raise
-            await self._reply.sign_of_life(f"waiting for {self._call.model}")
+                if now >= self._until:
+                    raise _not_in_time(error, self._limits.ready_wait_s) from None
+                if now >= sign_at:
+                    await self._reply.sign_of_life(f"waiting for {self._call.model}")
+                    self._signed_at = now
+                if now >= until:
+                    raise
 
     def _count(self, how: Break, replica_id: str) -> None:
         """Give up, or not, after one more engine broke. One that refuses again is no further one: it is dead,
@@ -276,6 +284,10 @@ def _outcome_of(status: int, *, at_fault: bool) -> Outcome:
     if status == TOO_MANY:
         return Outcome.FULL
     return Outcome.FAILED if at_fault else Outcome.CLIENT_ERROR
+
+
+def _not_in_time(error: NotReady, waited_s: float) -> NotReady:
+    return NotReady(f"{error.message}; gave up after {waited_s:g} s. Try again.", error.retry_after_s)
 
 
 def _given_up(model: str, breaks: list[Break]) -> str:

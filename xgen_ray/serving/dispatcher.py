@@ -141,7 +141,7 @@ class TableDispatcher:
             self._wake(model, hints.pool)
             left = until - time.monotonic()
             if left <= 0:
-                raise NotReady(f"{model} is {route.phase.value} and was not ready within {deadline_s:.0f} s")
+                raise NotReady(f"{model} is {route.phase.value} and has no engine for this request yet")
             with self._traffic.waiting(model):
                 await _wait(self._changed, left)
 
