@@ -314,6 +314,37 @@ def test_a_choice_among_many_engines_is_cheap(session: str | None) -> None:
     assert best < 250e-6
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_thousand_engines_are_judged_by_each_other_at_little_cost(writes: bool) -> None:
+    """Two milliseconds are what it may take; the bound here leaves room for a busy machine. What only reads
+    never shows how it writes, and is judged by its peers for ever.
+    """
+    names = [f"r{number}" for number in range(1000)]
+    made = balancer(*(engine(name, pool=f"p{number % 4}") for number, name in enumerate(names)))
+    hints = RequestHints(body=b"x" * 1000, generates=writes)
+    for name in names:
+        choice = made.choose("m", hints, frozenset(names) - {name}, 0.0)
+        assert choice is not None
+        serve(made, choice, 0.0, 0.1, 0.01)
+    best = math.inf
+    for second in range(1, 5):
+        begun = time.perf_counter()
+        take(made, float(second), hints)
+        best = min(best, time.perf_counter() - begun)
+    assert best < 50e-3
+
+
+def test_a_table_with_the_same_engines_has_nobody_judged_anew() -> None:
+    both = (engine("r1"), engine("r2"))
+    made = balancer(*both)
+    take(made, 1.0)
+    made.know({"m": both[::-1]}, 1.1)
+    assert made._groups["m"].refreshed_at == 1.0
+    made.know({"m": [*both, engine("r3")]}, 1.2)
+    take(made, 1.2)
+    assert made._groups["m"].refreshed_at == 1.2
+
+
 def test_the_same_report_told_again_is_no_news() -> None:
     made = balancer(engine("r1"), engine("r2"))
     busy = engine("r1", load=ReportedLoad(3, 0, 0.0))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xgen_ray.serving.routing.rules import RoutingRules
-from xgen_ray.serving.routing.speeds import UNKNOWN, Speed, SpeedMeter, typical
+from xgen_ray.serving.routing.speeds import UNKNOWN, Ranking, Speed, SpeedMeter
 
 RULES = RoutingRules()
 
@@ -69,9 +69,25 @@ def test_old_samples_stay_when_no_new_ones_come_and_go_when_they_do() -> None:
     assert meter.speed.per_unit(1) == pytest.approx(0.03, rel=0.01)
 
 
-def test_what_is_typical_is_the_middle() -> None:
-    speeds = [Speed(1e-6, unit, 0.0) for unit in (0.1, 0.001, 0.01)]
-    assert typical(speeds).unit_s == 0.01
+def test_what_is_typical_is_the_middle_of_the_others() -> None:
+    ranking = Ranking(
+        {name: Speed(1e-6, unit, 0.0) for name, unit in (("a", 0.1), ("b", 0.001), ("c", 0.01))}
+    )
+    middles = [ranking.typical(without=name) for name in ("a", "b", "c", "nobody")]
+    assert [speed and speed.unit_s for speed in middles] == [0.001, 0.01, 0.001, 0.01]
+
+
+def test_an_engine_without_others_has_nothing_typical() -> None:
+    alone = Ranking({"a": UNKNOWN})
+    assert (alone.typical(without="a"), alone.typical(without="b")) == (None, UNKNOWN)
+
+
+@given(st.lists(st.integers(1, 5), max_size=8), st.integers(0, 8))
+def test_an_engine_is_left_out_as_if_it_had_never_been_ranked(units: list[int], left_out: int) -> None:
+    speeds = {str(number): Speed(number, unit, 0.0) for number, unit in enumerate(units)}
+    others = {name: speed for name, speed in speeds.items() if name != str(left_out)}
+    found = Ranking(speeds).typical(without=str(left_out))
+    assert found == Ranking(others).typical(without="nobody")
 
 
 SAMPLES = st.lists(

@@ -13,7 +13,7 @@ from xgen_ray.schema import RequestHints
 from xgen_ray.serving.routing.affinity import PrefixIndex, blocks_of, rendezvous, seed_of
 from xgen_ray.serving.routing.facts import Demand, EngineFacts, UnderWay, size_of
 from xgen_ray.serving.routing.rules import Choice, RoutingRules, Why
-from xgen_ray.serving.routing.speeds import Speed, typical
+from xgen_ray.serving.routing.speeds import Ranking, Speed
 from xgen_ray.serving.table import RoutedEngine
 
 # How often old figures are looked for, in requests.
@@ -30,6 +30,9 @@ class _Group:
         self.demand = demand
         self.engines: list[EngineFacts] = []
         self.refreshed_at = float("-inf")
+
+    def replicas(self) -> frozenset[str]:
+        return frozenset(one.engine.replica_id for one in self.engines)
 
 
 class Balancer:
@@ -68,6 +71,10 @@ class Balancer:
                 known.update(engine, min(at, now), now)
                 facts[engine.replica_id] = known
                 group.engines.append(known)
+            before = self._groups.get(name)
+            if before is not None and before.replicas() == group.replicas():
+                # Nobody is new, whom the others would have to speak for.
+                group.refreshed_at = before.refreshed_at
         for gone in self._facts.keys() - facts.keys():
             self._prefixes.forget(gone)
             self._doubtful.discard(self._facts[gone])
@@ -241,16 +248,36 @@ class Balancer:
     def _refresh(self, group: _Group, now: float) -> None:
         """What time alone changes, and what new engines are expected to be like."""
         group.refreshed_at = now
-        measured = [one for one in group.engines if one.meter.measured]
+        peers = _Peers(group.engines)
         for one in group.engines:
-            if one.meter.guessed and (peers := [peer for peer in measured if peer is not one]):
-                one.meter.expect(_peers_speed(one.engine, peers))
+            if one.meter.guessed and (speed := peers.typical(one.engine)):
+                one.meter.expect(speed)
             one.refresh(now)
 
 
-def _peers_speed(engine: RoutedEngine, measured: Sequence[EngineFacts]) -> Speed:
-    """What is typical of the engine's pool, else of its backend, else of all."""
-    pool = [one.meter.speed for one in measured if engine.pool and one.engine.pool == engine.pool]
-    backend = [one.meter.speed for one in measured if one.engine.backend == engine.backend]
-    speeds = pool or backend or [one.meter.speed for one in measured]
-    return typical(speeds)
+class _Peers:
+    """The speeds of those engines that are measured, ranked once for all that are judged by them."""
+
+    __slots__ = ("_rankings",)
+
+    def __init__(self, engines: Iterable[EngineFacts]) -> None:
+        speeds: dict[tuple[str, ...], dict[str, Speed]] = {}
+        for one in engines:
+            if one.meter.measured:
+                for circle in _circles(one.engine):
+                    speeds.setdefault(circle, {})[one.engine.replica_id] = one.meter.speed
+        self._rankings = {circle: Ranking(known) for circle, known in speeds.items()}
+
+    def typical(self, engine: RoutedEngine) -> Speed | None:
+        """What is typical of the engine's pool, else of its backend, else of all; None without peers."""
+        for circle in _circles(engine):
+            ranking = self._rankings.get(circle)
+            if ranking and (speed := ranking.typical(without=engine.replica_id)):
+                return speed
+        return None
+
+
+def _circles(engine: RoutedEngine) -> tuple[tuple[str, ...], ...]:
+    """Whom an engine resembles, the closest first."""
+    around = (("backend", engine.backend), ())
+    return (("pool", engine.pool), *around) if engine.pool else around

@@ -6,7 +6,7 @@ tens of requests or a minute.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -161,7 +161,21 @@ def _mixed(own: float, expected: float, seen: int, prior: Speed) -> float:
     return (own * seen + expected * guesses) / (seen + guesses)
 
 
-def typical(speeds: Iterable[Speed]) -> Speed:
-    """The middle one by what an average request takes: a new engine is expected to be no better or worse."""
-    ranked = sorted(speeds, key=lambda speed: speed.per_unit(1))
-    return ranked[(len(ranked) - 1) // 2]
+class Ranking:
+    """Speeds of several engines, by replica, in the order of what an average request takes."""
+
+    __slots__ = ("_places", "_ranked")
+
+    def __init__(self, speeds: Mapping[str, Speed]) -> None:
+        names = sorted(speeds, key=lambda name: speeds[name].per_unit(1))
+        self._ranked = [speeds[name] for name in names]
+        self._places = {name: at for at, name in enumerate(names)}
+
+    def typical(self, *, without: str) -> Speed | None:
+        """The middle one of the others: an engine is expected to be no better or worse. None without any."""
+        place = self._places.get(without, len(self._ranked))
+        others = len(self._ranked) - (without in self._places)
+        if not others:
+            return None
+        middle = (others - 1) // 2
+        return self._ranked[middle + (middle >= place)]
