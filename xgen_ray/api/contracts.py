@@ -67,7 +67,11 @@ class ControlPlane(Protocol):
         """
 
     async def unload(self, name: str) -> ModelStatus:
-        """Start unloading ``name`` and return its state. Raises ModelNotFound."""
+        """Stop serving ``name``, and return its last state once its engines are gone.
+
+        Running requests may finish first. Cancelling the call ends the waiting, never the unload. Raises
+        ModelNotFound.
+        """
 
     async def restart(self, name: str) -> ModelStatus:
         """Unload ``name`` and load it again as it was asked for. Returns once it is on its way.

@@ -203,6 +203,10 @@ def _orders(control: ControlPlane) -> APIRouter:
 
     @router.post("/unload", summary="Stop serving a model")
     async def unload(body: NameRequest) -> ModelStatus:
+        """Answers when its engines are gone. Requests that run may finish before.
+
+        A client that stops waiting does not stop the unload.
+        """
         return await control.unload(body.name)
 
     @router.post("/restart", summary="Unload a model and load it again")
