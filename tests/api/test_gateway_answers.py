@@ -165,6 +165,8 @@ async def test_a_hundred_at_once_each_get_their_own_answer(plain: Stack) -> None
         ("/v1/rerank", "/v1/rerank", "rerank", {"query": "a", "documents": ["b"]}),
         ("/rerank", "/v1/rerank", "rerank", {"query": "a", "documents": ["b"]}),
         ("/v1/reranking", "/v1/rerank", "embed", {"query": "a", "documents": ["b"]}),
+        ("/v1/score", "/v1/score", "rerank", {"text_1": "a", "text_2": ["b"]}),
+        ("/score", "/v1/score", "embed", {"queries": "a", "documents": ["b"]}),
         ("/detokenize", "/detokenize", "embed", {"tokens": [1]}),
         ("/v1/detokenize", "/detokenize", "generate", {"tokens": []}),
         ("/tokenize", "/tokenize", "generate", {"messages": CHAT["messages"]}),

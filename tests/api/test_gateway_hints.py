@@ -51,6 +51,7 @@ async def test_what_belongs_together_has_several_names(
         ("/v1/completions", "generate", {"prompt": "a"}, True, True),
         ("/v1/embeddings", "embed", {"input": "a"}, True, False),
         ("/v1/rerank", "rerank", {"query": "a", "documents": ["b"]}, True, False),
+        ("/v1/score", "rerank", {"text_1": "a", "text_2": "b"}, True, False),
         ("/tokenize", "generate", {"content": "a"}, False, False),
         ("/v1/messages/count_tokens", "generate", {"messages": CHAT["messages"]}, False, False),
     ],

@@ -85,6 +85,7 @@ async def test_a_chat_with_an_obvious_mistake(
         ("/v1/rerank", {"query": "a"}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
         ("/v1/rerank", {"query": ["a"], "documents": ["b"]}, "query"),
+        ("/v1/score", {"text_2": "b"}, "text_1"),
         ("/tokenize", {}, "content"),
         ("/detokenize", {"tokens": "a"}, "tokens"),
         ("/v1/messages", {"messages": []}, "messages"),
@@ -239,6 +240,7 @@ async def test_many_names_are_cut_short_and_none_is_said_so(plain: Stack) -> Non
     [
         ("generate", "/v1/embeddings", {"input": "a"}),
         ("generate", "/v1/rerank", {"query": "a", "documents": ["b"]}),
+        ("generate", "/v1/score", {"text_1": "a", "text_2": "b"}),
         ("embed", "/v1/chat/completions", {"messages": MESSAGES}),
         ("rerank", "/v1/completions", {"prompt": "a"}),
     ],

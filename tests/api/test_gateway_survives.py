@@ -466,6 +466,16 @@ async def test_engine_errors_reach_the_client_in_openais_shape(
         assert running.dispatcher.outcomes == [("r1", ended)]
 
 
+async def test_an_engine_without_such_a_route_is_told_plainly() -> None:
+    """Word for word llama-server's."""
+    missing = b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}'
+    async with stack(answer(404, missing)) as running:
+        running.dispatcher.models = [served("m", "rerank")]
+        reply = await running.client.post("/v1/score", json={"model": "m", "text_1": "a", "text_2": "b"})
+        assert reply.status_code == 501
+        assert reply.json()["error"]["message"] == "The engine of 'm' has no /v1/score. File Not Found"
+
+
 async def test_neither_the_engines_address_nor_its_key_reaches_the_client() -> None:
     replies = []
     for plays in ([], [die] * 8, [loading] * 8, [answer(401, b"{}")], [clean_cut]):

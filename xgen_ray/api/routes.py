@@ -118,6 +118,13 @@ ROUTES: tuple[Route, ...] = (
         BodyRules({"query": text, "documents": filled_list}, {"top_n": whole(0)}),
     ),
     Route(
+        ("/v1/score", "/score"),
+        "/v1/score",
+        RANK,
+        # vLLM's own, with three names for the pairs.
+        BodyRules(one_of=("text_1", "queries", "data_1")),
+    ),
+    Route(
         ("/tokenize", "/v1/tokenize"),
         "/tokenize",
         ANY_TASK,
