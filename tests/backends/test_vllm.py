@@ -62,6 +62,45 @@ def test_the_help_of_a_real_build_is_read() -> None:
     assert short is CURRENT.find("--tensor-parallel-size")
 
 
+# One parser's words in Python 3.12 and in 3.13.
+BEFORE_3_13 = """\
+  --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE
+                        Number of tensor parallel groups. (default: 1)
+  --data-parallel-external-lb, --no-data-parallel-external-lb, -dpe
+                        Whether to use "external" DP LB mode.
+  --dtype {auto,half}, -d {auto,half}
+                        Data type for model weights and activations.
+  --sizes SIZES [SIZES ...], -s SIZES [SIZES ...]
+                        Sizes to capture.
+"""
+FROM_3_13 = """\
+  --tensor-parallel-size, -tp TENSOR_PARALLEL_SIZE
+                        Number of tensor parallel groups. (default: 1)
+  --data-parallel-external-lb, --no-data-parallel-external-lb, -dpe
+                        Whether to use "external" DP LB mode.
+  --dtype, -d {auto,half}
+                        Data type for model weights and activations.
+  --sizes, -s SIZES [SIZES ...]
+                        Sizes to capture.
+"""
+
+
+@pytest.mark.parametrize("text", [BEFORE_3_13, FROM_3_13], ids=["before 3.13", "from 3.13"])
+def test_a_flag_with_two_names_keeps_its_value_in_the_help_of_every_python(text: str) -> None:
+    flags = parse_help(text).by_name
+    assert {name: flag.value for name, flag in flags.items()} == {
+        "--tensor-parallel-size": "TENSOR_PARALLEL_SIZE",
+        "-tp": "TENSOR_PARALLEL_SIZE",
+        "--data-parallel-external-lb": None,
+        "--no-data-parallel-external-lb": None,
+        "-dpe": None,
+        "--dtype": "{auto,half}",
+        "-d": "{auto,half}",
+        "--sizes": "SIZES",
+        "-s": "SIZES",
+    }
+
+
 @pytest.mark.parametrize(
     ("made", "more", "argv"),
     [

@@ -20,7 +20,10 @@ _NAME = re.compile(r"--?[A-Za-z][\w.-]*")
 
 
 def parse_help(text: str) -> KnownFlags:
-    """Read argparse's ``--help=all``: ``  --dtype {auto,half}, -d {auto,half}   The type``."""
+    """Read argparse's ``--help=all``: ``  --dtype {auto,half}, -d {auto,half}   The type``.
+
+    From Python 3.13 on the value is named once, after the last name: ``  --dtype, -d {auto,half}``.
+    """
     by_name: dict[str, KnownFlag] = {}
     for line in text.splitlines():
         if not re.match(r"  -{1,2}[A-Za-z]", line):
@@ -28,7 +31,7 @@ def parse_help(text: str) -> KnownFlags:
         signature, _, words = line.strip().partition("  ")
         parts = re.split(r", (?=--?[A-Za-z])", signature)
         names = tuple(found[0] for part in parts if (found := _NAME.match(part)))
-        value = parts[0][len(names[0]) :].strip() or None
+        value = parts[-1][len(names[-1]) :].strip() or None
         # One of several values is as good as all: ``A [A ...]``.
         value = value if value is None or value.startswith("[") else value.split(" ")[0]
         flag = KnownFlag(names, value, words.strip())
