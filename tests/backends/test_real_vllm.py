@@ -110,6 +110,30 @@ async def test_it_chats_under_its_name_and_for_its_key_alone(running: Running) -
     assert page.status_code in (401, 404)
 
 
+async def test_who_has_no_key_gets_health_alone(running: Running) -> None:
+    """By itself vLLM asks for it under a few prefixes, and computes at /invocations for anybody."""
+    page = {"Origin": "https://elsewhere.example"}
+    async with httpx.AsyncClient(base_url=running.http.base_url, timeout=120, trust_env=False) as stranger:
+        for method, path in (
+            ("POST", "/invocations"),
+            ("POST", "/v1/chat/completions"),
+            ("POST", "/tokenize"),
+            ("POST", "/pause"),
+            ("OPTIONS", "/v1/chat/completions"),
+            ("GET", "/v1/models"),
+            ("GET", "/metrics"),
+            ("GET", "/ping"),
+            ("GET", "/docs"),
+        ):
+            body = QUESTION if method == "POST" else None
+            assert (await stranger.request(method, path, json=body)).status_code == 401, path
+        assert (await stranger.get("/health", headers=page)).status_code == 200
+    known = await running.http.post("/invocations", json={**QUESTION, "max_tokens": 2}, headers=page)
+    assert known.json()["usage"]["completion_tokens"] == 2
+    assert "access-control-allow-origin" not in known.headers
+    assert (await running.http.get("/metrics")).status_code == 200
+
+
 async def test_a_model_that_generates_refuses_to_embed(running: Running) -> None:
     answer = await running.http.post("/v1/embeddings", json={"input": "Hi"})
     assert answer.status_code in (400, 404)

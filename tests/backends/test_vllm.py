@@ -27,7 +27,10 @@ CURRENT = parse_help(HELP.read_text())
 OLDER = parse_help(
     "\n".join(
         f"  --{name} {name.upper()}  words"
-        for name in ("model", "served-model-name", "host", "port", "max-model-len", "max-num-seqs", "task")
+        for name in (
+            *("model", "served-model-name", "host", "port", "max-model-len", "max-num-seqs", "task"),
+            "middleware",
+        )
     )
     + "\n  --disable-log-requests  words\n"
 )
@@ -36,7 +39,8 @@ SERVER = ("/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server")
 BEGIN = "--model /models/tiny --host 127.0.0.1 --port 4711 --max-model-len 4096 --max-num-seqs 4 "
 END = (
     f"--shutdown-timeout {DRAIN_S} --no-enable-log-requests "
-    "--disable-access-log-for-endpoints /health,/metrics --disable-fastapi-docs"
+    "--disable-access-log-for-endpoints /health,/metrics --disable-fastapi-docs "
+    "--middleware xgen_ray_gate.Gate --allowed-origins []"
 )
 WORKERS = "--distributed-executor-backend mp "
 
@@ -156,13 +160,21 @@ def test_vllms_command_takes_the_model_by_its_place() -> None:
 
 def test_an_older_build_gets_its_own_words_and_a_note_for_what_it_lacks() -> None:
     launch = command(made(task=ModelTask.RERANK, enforce_eager=True), OLDER)
-    assert launch.spec.argv[-3:] == ("--task", "score", "--disable-log-requests")
+    assert launch.spec.argv[-5:-2] == ("--task", "score", "--disable-log-requests")
     assert launch.notes == (
         "this build of vLLM has no --enforce-eager: left out",
         "this build of vLLM has no --shutdown-timeout: left out",
+        "this build of vLLM has no --allowed-origins: left out",
     )
     with pytest.raises(UnknownOption, match=r"tool_choice needs --enable-auto-tool-choice, .* of vLLM lacks"):
         command(made(tool_parser="hermes"), OLDER)
+
+
+def test_a_build_that_takes_no_gate_is_refused() -> None:
+    """It would compute for whoever reaches its port."""
+    open_one = KnownFlags({name: flag for name, flag in CURRENT.by_name.items() if name != "--middleware"})
+    with pytest.raises(UnknownOption, match="key_everywhere needs --middleware"):
+        command(made(), open_one)
 
 
 ALWAYS = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from xgen_ray.backends import inside_vllm
 from xgen_ray.backends.flags import KnownFlags, express
 from xgen_ray.backends.launch import Launch, base_url
 from xgen_ray.backends.llama_server import alias_of
@@ -34,6 +35,7 @@ STOP_GRACE_S: Final = DRAIN_S + 15.0
 _READY_BASE_S: Final = 600.0
 _LONGEST_TEMPLATE: Final = 1_000_000
 _KEY_VARIABLE: Final = "VLLM_API_KEY"
+_GATE: Final = "xgen_ray_gate.Gate"
 
 # What of a node's environment would make an engine another one than was planned, or open it. Every other
 # VLLM_* variable is its operator's to set.
@@ -229,6 +231,8 @@ def _meanings(
     yield "no_request_log", None
     yield "no_probe_log", None
     yield "no_pages", None
+    yield "key_everywhere", _GATE
+    yield "no_foreign_pages", None
 
 
 def _variables(plan: Plan, row: BackendRow, key: str, *, flashinfer: bool) -> dict[str, str | None]:
@@ -240,6 +244,8 @@ def _variables(plan: Plan, row: BackendRow, key: str, *, flashinfer: bool) -> di
         "OMP_NUM_THREADS": str(options.threads),
         # Other users of the node can read a command line, not an environment.
         _KEY_VARIABLE: key,
+        # Where it finds the gate, and nothing else.
+        "PYTHONPATH": str(Path(inside_vllm.__file__).parent),
     }
     if not row.needs_gpu:
         variables["VLLM_TARGET_DEVICE"] = "cpu"

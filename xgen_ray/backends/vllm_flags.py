@@ -76,6 +76,10 @@ MEANINGS: Final[Mapping[str, Meaning]] = MappingProxyType(
             ("--disable-uvicorn-access-log",),
         ),
         "no_pages": _row(Absent.SAME, ("--disable-fastapi-docs",)),
+        # Its own key is asked for under some prefixes only.
+        "key_everywhere": _row(Absent.REFUSE, ("--middleware", "{}")),
+        # Left to itself it lets every web page read its answers.
+        "no_foreign_pages": _row(Absent.NOTE, ("--allowed-origins", "[]")),
     }
 )
 

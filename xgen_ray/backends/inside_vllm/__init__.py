@@ -1,0 +1,1 @@
+"""What vLLM imports: its ``PYTHONPATH`` is this folder, so nothing else may lie here."""
