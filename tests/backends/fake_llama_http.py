@@ -47,7 +47,7 @@ class Handler(socketserver.StreamRequestHandler):
 
     def post(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        if self.headers["authorization"] != f"Bearer {self.key}":
+        if self.key and self.headers.get("authorization") != f"Bearer {self.key}":
             self.reply(401, "{}")
         elif self.behaviour == "dies-computing":
             os.kill(os.getpid(), signal.SIGILL)
@@ -77,7 +77,7 @@ class Server(socketserver.ThreadingTCPServer):
 def main(behaviour: str, argv: list[str]) -> None:
     given = dict(pairwise(argv))
     Handler.behaviour = behaviour
-    Handler.key = os.environ["LLAMA_API_KEY"]
+    Handler.key = os.environ.get("LLAMA_API_KEY", "")
     print(f"the key is {Handler.key}", flush=True)
     server = Server((given["--host"], int(given["--port"])), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())

@@ -107,6 +107,16 @@ async def test_a_failure_is_told_in_words_with_the_log(
         assert caught.value.log_tail
 
 
+async def test_a_command_that_drops_the_key_is_told_of(fake: Fake, answers: Path) -> None:
+    """The engine would compute for anybody; ours comes with a key, which it then does not look at."""
+    engine = adapter(("env", "-u", "LLAMA_API_KEY", *fake("good")), answers)
+    with pytest.raises(EngineFailed, match="without its key with 200") as caught:
+        async with engine:
+            await engine.load(ignore)
+    assert caught.value.failure == FailureClass.CANARY_FAILED
+    assert not engine.is_loaded
+
+
 async def test_a_model_without_a_chat_template_is_tried_without_chat(fake: Fake, answers: Path) -> None:
     async with adapter(fake("good"), answers, model=facts(has_chat_template=False)) as engine:
         await engine.load(ignore)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.backends.vllm_standin import FAKE_VLLM, fake_vllm, kept_answers
+from tests.backends.vllm_standin import fake_vllm, fake_vllm_python, kept_answers
 from xgen_ray.backends.discovery import discover
 from xgen_ray.backends.probe import AnswerCache
 from xgen_ray.backends.vllm_ask import ask_build, ask_flags, fingerprint
@@ -30,7 +30,10 @@ SERVER = ("-m", "vllm.entrypoints.openai.api_server")
         (("/opt/vllm/bin/python3.12",), ("/opt/vllm/bin/python3.12",)),
         ((*PYTHON, *SERVER), PYTHON),
         ((*PYTHON, "-m", "vllm.entrypoints.cli.main", "serve"), PYTHON),
-        (("docker", "exec", "box", "python3"), ("docker", "exec", "box", "python3")),
+        (("docker", "exec", "box", "python3"), None),
+        (("sudo", *PYTHON, *SERVER), None),
+        (("sudo", "vllm", "serve"), None),
+        ((*PYTHON, "serve"), None),
         (("vllm",), None),
         (("/opt/llama-server",), None),
         ((), None),
@@ -214,9 +217,11 @@ def look(tmp_path: Path) -> Look:
 
 @pytest.mark.usefixtures("no_llama_cpp_python")
 class TestDiscovery:
-    async def test_each_row_gets_the_build_that_is_made_for_it(self, look: Look) -> None:
+    async def test_each_row_gets_the_build_that_is_made_for_it(self, look: Look, tmp_path: Path) -> None:
         found = await look(
-            vllm_cuda=fake_vllm("cuda"), vllm_rocm=fake_vllm("rocm,no-device"), vllm_cpu=fake_vllm()
+            vllm_cuda=fake_vllm_python(tmp_path / "cuda", "cuda"),
+            vllm_rocm=fake_vllm_python(tmp_path / "rocm", "rocm,no-device"),
+            vllm_cpu=fake_vllm_python(tmp_path / "cpu"),
         )
         assert [status.available for status in found] == [True, False, True]
         assert "amdsmi" in found[1].reason
@@ -224,20 +229,19 @@ class TestDiscovery:
     async def test_one_vllm_on_the_path_serves_what_it_was_built_for(
         self, look: Look, tmp_path: Path
     ) -> None:
-        python = tmp_path / "python"
-        python.write_text(f'#!/bin/sh\nPYTHONPATH={FAKE_VLLM} exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
+        (python,) = fake_vllm_python(tmp_path)
         script = tmp_path / "vllm"
         script.write_text(f"#!{python}\n")
         script.chmod(0o755)
         found = await look(str(tmp_path))
         assert [status.available for status in found] == [False, False, True]
         assert found[0].reason.endswith("is built for cpu, not for cuda")
-        assert found[2].command == (str(python), *SERVER)
+        assert found[2].command == (python, *SERVER)
 
     async def test_without_vllm_its_rows_say_so(self, look: Look) -> None:
-        found = await look(vllm_cpu=("/opt/llama-server",))
+        found = await look(vllm_cpu=("/opt/llama-server",), vllm_rocm=("docker", "exec", "box", "python3"))
         assert found[0].reason == "no vllm on PATH, and no command is set for it"
+        assert "'docker exec box python3' is neither the Python that has vLLM nor" in found[1].reason
         assert "'/opt/llama-server' is neither the Python that has vLLM nor" in found[2].reason
 
     async def test_a_vllm_that_hides_its_python_is_told_of(self, look: Look, tmp_path: Path) -> None:

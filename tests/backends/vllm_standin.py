@@ -19,6 +19,15 @@ def fake_vllm(words: str = "") -> tuple[str, ...]:
     return ("env", f"PYTHONPATH={FAKE_VLLM}", f"FAKE_VLLM={words}", sys.executable)
 
 
+def fake_vllm_python(folder: Path, words: str = "") -> tuple[str, ...]:
+    """The same in one word, as operators name it: a program in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {" ".join(fake_vllm(words))} "$@"\n')
+    python.chmod(0o755)
+    return (str(python),)
+
+
 def kept_answers(folder: Path, pattern: str = "vllm-*") -> list[Path]:
     """What was remembered of a vLLM in ``folder``."""
     return list(folder.glob(pattern))

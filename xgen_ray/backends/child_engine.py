@@ -127,6 +127,7 @@ class ChildEngine:
         deadline_s = loading_deadline(self._plan.facts.weight_bytes)
         try:
             await client.canary(self._plan.facts, self._plan.options.task, deadline_s)
+            await client.refuses_strangers(self._plan.facts, self._plan.options.task, deadline_s)
         except httpx.TransportError as error:
             raise await self._died_of(child, error) from error
         except EngineFailed as error:

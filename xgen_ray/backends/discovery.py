@@ -194,7 +194,10 @@ def _no_vllm(row: BackendRow, path: str, commands: Mapping[Backend, Sequence[str
     script = shutil.which(row.binary_names[0], path=path)
     if row.backend in commands:
         named = " ".join(commands[row.backend])
-        reason = f"its command {named!r} is neither the Python that has vLLM nor a vllm command that is there"
+        reason = (
+            f"its command {named!r} is neither the Python that has vLLM nor a vllm command that is there; "
+            "no other program may stand before it"
+        )
         return BackendStatus(row.backend, False, reason)
     if script is not None:
         reason = (

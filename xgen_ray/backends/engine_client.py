@@ -19,6 +19,7 @@ HEALTH_TIMEOUT_S: Final = 5.0
 # A busy llama-server answers between two batches; a report that comes later is out of date.
 LOAD_TIMEOUT_S: Final = 3.0
 _SHOWN_CHARS: Final = 500
+_REFUSED: Final = frozenset({401, 403})
 _RUNNING: Final = frozenset({"llamacpp:requests_processing", "vllm:num_requests_running"})
 _WAITING: Final = frozenset({"llamacpp:requests_deferred", "vllm:num_requests_waiting"})
 _CACHE_USED: Final = frozenset(
@@ -82,6 +83,27 @@ class EngineClient:
                 FailureClass.CANARY_FAILED,
             )
 
+    async def refuses_strangers(self, facts: ModelFacts, task: ModelTask, deadline_s: float) -> None:
+        """Make sure that who has no key cannot make the engine compute. Raises ``EngineFailed`` if so.
+
+        A command that drops its environment (``sudo``, ``ssh``) starts an engine without its key. A
+        connection that breaks raises ``httpx.TransportError``, as with ``canary``.
+        """
+        path, _ = _canary_request(facts, task)
+        request = self._http.build_request("POST", path, json={}, timeout=deadline_s)
+        del request.headers["Authorization"]
+        try:
+            status = (await self._answer(request, deadline_s)).status_code
+        except TimeoutError as late:
+            raise EngineFailed(f"the engine started but {late}", FailureClass.CANARY_FAILED) from None
+        if status not in _REFUSED:
+            raise EngineFailed(
+                f"the engine computes for whoever reaches its port: it answered {path} without its key "
+                f"with {status}. Its command drops the environment that it is started with, as sudo, ssh and "
+                "env -i do; name one that keeps it.",
+                FailureClass.CANARY_FAILED,
+            )
+
     async def trouble(self, facts: ModelFacts, task: ModelTask, deadline_s: float) -> str | None:
         """What the engine does when it is asked to compute the least there is; None: it computes.
 
@@ -89,11 +111,8 @@ class EngineClient:
         ``httpx.TransportError`` when the connection breaks.
         """
         path, body = _canary_request(facts, task)
-        try:
-            async with asyncio.timeout(deadline_s):
-                answer = await self._http.post(path, json=body, timeout=deadline_s)
-        except (TimeoutError, httpx.TimeoutException):
-            raise TimeoutError(f"gave no answer to {path} within {deadline_s:g} s") from None
+        request = self._http.build_request("POST", path, json=body, timeout=deadline_s)
+        answer = await self._answer(request, deadline_s)
         shown = " ".join(answer.text.split())[:_SHOWN_CHARS]
         if answer.status_code != 200:
             return f"answered {path} with {answer.status_code}: {shown}"
@@ -102,6 +121,13 @@ class EngineClient:
         except (ValueError, LookupError, TypeError, AttributeError):
             useful = False
         return None if useful else f"answered {path} with 200 but without a result: {shown}"
+
+    async def _answer(self, request: httpx.Request, deadline_s: float) -> httpx.Response:
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._http.send(request)
+        except (TimeoutError, httpx.TimeoutException):
+            raise TimeoutError(f"gave no answer to {request.url.path} within {deadline_s:g} s") from None
 
 
 def read_load(metrics: str, slots: int) -> EngineLoad | None:

@@ -60,18 +60,17 @@ class VllmBuild:
 def interpreter_of(command: Sequence[str], path: str) -> Command | None:
     """The command of the Python that has vLLM, from what an operator names: that Python, or ``vllm``.
 
-    A script says in its first line which Python runs it. None: neither, as far as can be seen.
+    A script says in its first line which Python runs it. None: neither, as far as can be seen, or one that
+    is started by another program: that may keep the environment and the signals from it, and need not run
+    it on this machine.
     """
     words = tuple(command)
     for server in _SERVERS.values():
         if words[-len(server) :] == server:
             words = words[: -len(server)]
-    if not words:
-        return None
-    name = Path(words[-1]).name
-    if _PYTHON.fullmatch(name):
+    if len(words) == 1 and _PYTHON.fullmatch(Path(words[0]).name):
         return words
-    if words[-1] == "serve":
+    if words[-1:] == ("serve",):
         words = words[:-1]
     if len(words) != 1 or Path(words[0]).name != "vllm":
         return None
