@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.plans import H100, H100_TOO, SAMPLES, XTX, plan
+from tests.backends.plans import H100, H100_TOO, JETSON, SAMPLES, XTX, plan
 from xgen_ray.backends.flags import parse_help
 from xgen_ray.backends.llama_server import build
-from xgen_ray.backends.visibility import renumbered
+from xgen_ray.backends.visibility import renumbered, visibility
+from xgen_ray.hardware.types import GPUInfo
 from xgen_ray.placement.types import Backend, DeviceAPI, Plan
 from xgen_ray.process import ChildProcess
 
@@ -44,6 +45,26 @@ def test_devices_are_called_as_the_limited_process_counts_them(
 
 def test_a_limited_vulkan_process_counts_from_zero_as_well() -> None:
     assert renumbered(DeviceAPI.VULKAN, "Vulkan", ("Vulkan2", "Vulkan0"), (3, 1)) == ("Vulkan0", "Vulkan1")
+
+
+WHOLE = (replace(H100, cuda_index=0), replace(H100_TOO, cuda_index=3))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "by_index", "expected"),
+    [
+        (WHOLE, True, "0,3"),
+        (WHOLE, False, "GPU-1f0a,GPU-77b2"),
+        # Beside GPUs in MIG mode nobody knows how CUDA counts.
+        ((H100, replace(H100, uuid="MIG-1", mig_profile="1g.10gb")), True, "GPU-1f0a,MIG-1"),
+        ((JETSON,), True, "0"),
+    ],
+)
+def test_cuda_gets_numbers_where_an_engine_reads_nothing_else_and_they_are_certain(
+    gpus: tuple[GPUInfo, ...], by_index: bool, expected: str
+) -> None:
+    variables = visibility(DeviceAPI.CUDA, gpus, cuda_by_index=by_index)
+    assert (variables["CUDA_VISIBLE_DEVICES"], variables["CUDA_DEVICE_ORDER"]) == (expected, "PCI_BUS_ID")
 
 
 @pytest.mark.parametrize(

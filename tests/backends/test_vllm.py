@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +200,9 @@ ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "C
         ),
         (made(enforce_eager=True), {}, {**ON_CPU, "TORCH_COMPILE_DISABLE": "1"}, set()),
         (
-            made(Backend.VLLM_CUDA, gpus=(H100, H100_TOO)),
+            made(Backend.VLLM_CUDA, gpus=(replace(H100, cuda_index=0), replace(H100_TOO, cuda_index=3))),
             {"flashinfer": False},
-            {"CUDA_VISIBLE_DEVICES": "GPU-1f0a,GPU-77b2", "VLLM_USE_FLASHINFER_SAMPLER": "0"},
+            {"CUDA_VISIBLE_DEVICES": "0,3", "VLLM_USE_FLASHINFER_SAMPLER": "0"},
             {"VLLM_TARGET_DEVICE", "VLLM_CPU_KVCACHE_SPACE"},
         ),
         (

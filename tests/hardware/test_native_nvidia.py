@@ -25,6 +25,17 @@ def test_a_card(lab: Lab) -> None:
     assert gpu.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("second", "numbers"),
+    [(H100, [0, 1]), (f"{H100},mig=1g.10gb:9856", [None, None]), (f"{H100},rc_handle=15", [None])],
+)
+def test_cudas_numbers_are_told_where_they_are_certain(
+    lab: Lab, second: str, numbers: list[int | None]
+) -> None:
+    report = ask("pynvml", lab.env(nvidia=f"{RTX_4090};{second}"))
+    assert [gpu.cuda_index for gpu in report.gpus] == numbers
+
+
 @pytest.mark.parametrize("names", ["", "plain"])
 def test_slices_stand_for_a_gpu_in_mig_mode(lab: Lab, names: str) -> None:
     split = f"{H100},mig=1g.10gb:9856+1g.10gb:9856+1c.3g.40gb:40192,mig_names={names}"

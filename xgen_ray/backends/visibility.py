@@ -23,13 +23,20 @@ _HIDDEN: Final[Mapping[str, str | None]] = MappingProxyType(
 
 
 def visibility(
-    api: DeviceAPI, gpus: Sequence[GPUInfo], positions: Sequence[int] | None = None
+    api: DeviceAPI,
+    gpus: Sequence[GPUInfo],
+    positions: Sequence[int] | None = None,
+    *,
+    cuda_by_index: bool = False,
 ) -> dict[str, str | None]:
     """Variables under which a process sees ``gpus`` through ``api`` and no other GPU. None: to be removed.
 
     Vulkan's variable takes ``positions`` among all devices of all drivers, which only the engine can tell
     (``vulkan_order``). Where they are not known, the variable is left as the node has it, and the engine is
     kept to its devices by their names alone.
+
+    CUDA's variable takes UUIDs, which stay the same whatever else the node has. ``cuda_by_index`` is for
+    engines that read numbers there: they get them wherever CUDA's are known.
     """
     variables = dict(_HIDDEN)
     # The order that the node's GPUs are numbered in; CUDA's own is by speed.
@@ -37,7 +44,7 @@ def visibility(
     if not gpus:
         return variables
     if api is DeviceAPI.CUDA:
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid or str(gpu.device_index) for gpu in gpus)
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(_cuda_name(gpu, cuda_by_index) for gpu in gpus)
     elif api is DeviceAPI.ROCM:
         variables["HIP_VISIBLE_DEVICES"] = ",".join(str(gpu.device_index) for gpu in gpus)
         # HIP heeds this one too where its own is not set, and Ray sets it.
@@ -47,6 +54,12 @@ def visibility(
     elif api is DeviceAPI.VULKAN:
         del variables["GGML_VK_VISIBLE_DEVICES"]
     return variables
+
+
+def _cuda_name(gpu: GPUInfo, by_index: bool) -> str:
+    if by_index and gpu.cuda_index is not None:
+        return str(gpu.cuda_index)
+    return gpu.uuid or str(gpu.device_index)
 
 
 def renumbered(

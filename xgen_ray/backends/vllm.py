@@ -240,7 +240,8 @@ def _variables(plan: Plan, row: BackendRow, key: str, *, flashinfer: bool) -> di
     options = plan.options
     variables: dict[str, str | None] = {
         **_ENV,
-        **visibility(row.device_api, options.gpus if row.needs_gpu else ()),
+        # Older builds read numbers alone.
+        **visibility(row.device_api, options.gpus if row.needs_gpu else (), cuda_by_index=True),
         "OMP_NUM_THREADS": str(options.threads),
         # Other users of the node can read a command line, not an environment.
         _KEY_VARIABLE: key,

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from xgen_ray.hardware.fields import CardReader, left_out
@@ -110,6 +111,7 @@ def _read_cards(nvml: Any) -> tuple[list[tuple[GPUInfo, CardReader]], str | None
         driver = None
     cards: list[tuple[GPUInfo, CardReader]] = []
     lost: list[str] = []
+    sliced = False
     for index in range(count):
         try:
             card = _reader(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
@@ -123,8 +125,12 @@ def _read_cards(nvml: Any) -> tuple[list[tuple[GPUInfo, CardReader]], str | None
             cards.append((gpu, card))
         elif slices := _read_slices(nvml, card, gpu):
             cards.extend(slices)
+            sliced = True
         else:
             lost.append(f"GPU {index}: {gpu.device_name} is in MIG mode and has no slice")
+    if not lost and not sliced:
+        # CUDA leaves out what does not answer, and has a way of its own to count beside MIG mode.
+        cards = [(replace(gpu, cuda_index=gpu.device_index), card) for gpu, card in cards]
     return cards, left_out(lost, count)
 
 

@@ -21,9 +21,10 @@ class GPUInfo:
 
     ``device_index`` is the index in the vendor's own enumeration, the one its visibility variable
     takes (CUDA in PCI bus order, HIP order for AMD). A MIG slice has its parent's index and address, so
-    only ``uuid`` names it: that is what CUDA_VISIBLE_DEVICES must be given. ``pci_bus_id`` is
-    normalised to ``0000:c1:00.0``. ``memory_total_bytes`` is what the device itself reports; for a
-    device with ``unified_memory`` the usable budget is larger and is computed in placement.
+    only ``uuid`` names it: that is what CUDA_VISIBLE_DEVICES must be given. ``cuda_index`` names a whole GPU
+    there too, where it is certain how CUDA counts in PCI bus order. ``pci_bus_id`` is normalised to
+    ``0000:c1:00.0``. ``memory_total_bytes`` is what the device itself reports; for a device with
+    ``unified_memory`` the usable budget is larger and is computed in placement.
     """
 
     gpu_type: GPUType
@@ -34,6 +35,7 @@ class GPUInfo:
     gfx_version: str | None = None
     pci_bus_id: str | None = None
     uuid: str | None = None
+    cuda_index: int | None = None
     integrated: bool | None = None
     unified_memory: bool = False
     # Shared with the system (AMD's GTT), usable by an integrated GPU beyond its carve-out.
