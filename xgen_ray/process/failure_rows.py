@@ -64,6 +64,12 @@ CAUSES: tuple[FailureRow, ...] = (
     ),
     _row(
         FailureClass.DEVICE_MISSING,
+        r"invalid literal for int\(\) with base 10: '(?P<device>(?:GPU|MIG)-[^']*)",
+        "This build of vLLM knows GPUs by their number alone, and {device} has none that is certain.",
+        "Use a newer vLLM. Where a GPU of the node is in MIG mode or does not answer, no number is certain.",
+    ),
+    _row(
+        FailureClass.DEVICE_MISSING,
         r"Failed to infer device type|UnspecifiedPlatform|No (?:CUDA|HIP) GPUs are available"
         r"|Found no NVIDIA driver|(?:CUDA|NVIDIA) driver version is insufficient|driver.{0,40}is too old"
         r"|no (?:CUDA|ROCm)-capable device is detected|hipErrorNoDevice|Tensile host: No devices found",
@@ -118,9 +124,11 @@ CAUSES: tuple[FailureRow, ...] = (
     ),
     _row(
         FailureClass.OUT_OF_MEMORY,
-        r"ErrorOutOfHostMemory|std::bad_alloc|[Cc]an(?:not|'t) allocate memory|insufficient memory"
+        # An engine that may not lock its memory says so and goes on.
+        r"^(?!.*failed to mlock).*?"
+        r"(?:ErrorOutOfHostMemory|std::bad_alloc|[Cc]an(?:not|'t) allocate memory|insufficient memory"
         r"|\bMemoryError\b|unable to allocate \S+ buffer|failed to allocate"
-        r"|memory allocation of \d+ bytes failed",
+        r"|memory allocation of \d+ bytes failed)",
         "The machine ran out of memory.",
         _LESS_MEMORY,
     ),
@@ -134,7 +142,7 @@ CAUSES: tuple[FailureRow, ...] = (
     _row(
         FailureClass.UNSUPPORTED_ARCHITECTURE,
         r"unknown model architecture: '(?P<arch>[^']*)'"
-        r"|Model architectures \[(?P<arch2>[^\]]{0,200})\] (?:are not supported|failed to be inspected)"
+        r"|Model architectures \[(?P<arch2>[^\]]{0,200})\] are not supported"
         r"|model type [`'](?P<arch3>[^`']+)[`'] but Transformers does not recognize"
         r"|unknown pre-tokenizer type: '(?P<arch4>[^']*)'|has no vLLM implementation",
         "This build of the engine does not know the model's architecture {arch}.",
@@ -205,8 +213,16 @@ CAUSES: tuple[FailureRow, ...] = (
     ),
     _row(
         FailureClass.MISSING_LIBRARY,
-        r"symbol lookup error: (?P<library>[^\s:]+)|undefined symbol: (?P<library2>\S+)"
-        r"|No module named '?(?P<library3>[\w.]+)",
+        r"No module named '?xgen_ray_gate",
+        "vLLM was not started with the PYTHONPATH that it was given: its command changes it.",
+        "Name vLLM's own Python as the command, or a script that leaves PYTHONPATH as it is.",
+    ),
+    _row(
+        FailureClass.MISSING_LIBRARY,
+        # vLLM looks for code of other processors, and goes on without.
+        r"^(?!.*Failed to import from).*?"
+        r"(?:symbol lookup error: (?P<library>[^\s:]+)|undefined symbol: (?P<library2>\S+)"
+        r"|No module named '?(?P<library3>[\w.]+))",
         "A library or Python package is missing or of the wrong version: {library}.",
         "Install the engine's own requirements into its own environment.",
     ),
@@ -227,6 +243,12 @@ CAUSES: tuple[FailureRow, ...] = (
 # Lines that only say that something failed: used where nothing above matches.
 SYMPTOMS: tuple[FailureRow, ...] = (
     _row(
+        FailureClass.UNSUPPORTED_ARCHITECTURE,
+        r"Model architectures \[(?P<arch>[^\]]{0,200})\] failed to be inspected",
+        "vLLM could not load its code for the model's architecture {arch}.",
+        f"The lines before say why. {_NEXT_BACKEND}",
+    ),
+    _row(
         FailureClass.CRASHED,
         r"(?P<who>Engine core proc \S+|Worker proc \S+) died unexpectedly"
         r"|(?P<who2>EngineCore) encountered|EngineDeadError|(?P<who3>Engine core) initialization failed",
@@ -241,13 +263,23 @@ SYMPTOMS: tuple[FailureRow, ...] = (
     ),
 )
 
-# Deaths whose signal says more than any line before it.
+# Deaths whose signal says more than any line before it. Who is told to end has said nothing of it.
 SIGNALS_BEFORE_LINES: dict[int, tuple[FailureClass, str, str]] = {
     signal.SIGILL: (
         FailureClass.ILLEGAL_INSTRUCTION,
         "The engine was built for another processor than this one (illegal instruction).",
         "Use a build for this processor, or one that chooses its code at run time.",
     ),
+    signal.SIGTERM: (
+        FailureClass.KILLED,
+        "The engine was told to end (SIGTERM) by someone else.",
+        "See who ends processes on this node: an operator, the service manager, the container runtime.",
+    ),
+}
+
+# Deaths that lines of these classes alone can explain: an engine that is killed has survived all others.
+CLASSES_BEFORE_SIGNALS: dict[int, frozenset[FailureClass]] = {
+    signal.SIGKILL: frozenset({FailureClass.OUT_OF_MEMORY, FailureClass.GPU_PAGE_FAULT}),
 }
 
 # Deaths by signal that no line explains.
@@ -256,11 +288,6 @@ SIGNALS: dict[int, tuple[FailureClass, str, str]] = {
         FailureClass.KILLED,
         "The engine was killed from outside (SIGKILL), most likely by the kernel because memory ran out.",
         "See the node's kernel log for the out-of-memory killer; give the engine less to hold, or more RAM.",
-    ),
-    signal.SIGTERM: (
-        FailureClass.KILLED,
-        "The engine was told to end (SIGTERM) by someone else.",
-        "See who ends processes on this node: an operator, the service manager, the container runtime.",
     ),
     signal.SIGSEGV: (
         FailureClass.CRASHED,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from xgen_ray.process.failure_rows import (
     CAUSES,
+    CLASSES_BEFORE_SIGNALS,
     EXIT_CODES,
     SIGNALS,
     SIGNALS_BEFORE_LINES,
@@ -39,7 +40,9 @@ def classify(exit_code: int | None, lines: Sequence[str], *, stopping: bool = Fa
     if number in SIGNALS_BEFORE_LINES:
         failure, message, advice = SIGNALS_BEFORE_LINES[number]
         return Failure(failure, message, advice, exit_code, _last_words(recent), tail)
-    found = _latest(CAUSES, recent)
+    possible = CLASSES_BEFORE_SIGNALS.get(number or 0)
+    causes = CAUSES if possible is None else tuple(row for row in CAUSES if row.failure in possible)
+    found = _latest(causes, recent)
     if found is None and number not in SIGNALS:
         found = _latest(SYMPTOMS, recent)
     if found is not None:
