@@ -141,6 +141,18 @@ async def test_the_shortest_grace_asked_for_counts() -> None:
         await patient
 
 
+async def test_a_stop_after_one_that_was_cancelled_waits_for_the_end(deaths: Deaths) -> None:
+    async with python(DEAF, stop_grace_s=0.2) as child:
+        deaths.watch(await started(child))
+        stopping = asyncio.create_task(child.stop(60.0))
+        await eventually(lambda: "TERM is ignored" in child.logs.tail())
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        await asyncio.wait_for(child.stop(), SOON_S)
+        assert deaths.alive() == set()
+
+
 async def test_stop_reaches_a_deaf_grandchild_in_its_own_session(deaths: Deaths) -> None:
     async with python(CHILD) as child:
         deaths.watch(await started(child), int(child.logs.tail()[0]))

@@ -36,6 +36,7 @@ class GuardLink:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._let_go = False
 
     @classmethod
     async def open(cls, env: Mapping[str, str]) -> Self:
@@ -58,7 +59,8 @@ class GuardLink:
         return cls(process, output, reader, writer)
 
     def send(self, message: dict[str, Any]) -> None:
-        if not self._writer.is_closing():
+        """Say something, unless the guard is let go or gone: then it acts on its own."""
+        if not self._let_go and not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
@@ -69,6 +71,7 @@ class GuardLink:
 
     def let_go(self) -> None:
         """Be no owner any more: the guard ends everything by itself. Its messages are still read."""
+        self._let_go = True
         if not self._writer.is_closing():
             self._writer.write_eof()
 
