@@ -21,7 +21,7 @@ from tests.process.conftest import DEAF, EngineMaker, python, started
 from tests.process.owner import CHILD
 from tests.process.watching import Deaths, eventually, guards_of
 from xgen_ray.errors import EngineFailed, WrongState
-from xgen_ray.process import ChildProcess, FailureClass, LaunchSpec, LogRing, Readiness, free_port, stop_all
+from xgen_ray.process import ChildProcess, FailureClass, LaunchSpec, LogRing, Readiness, free_port
 from xgen_ray.process.readiness import HealthProbe
 
 SOON_S = 5.0
@@ -416,18 +416,6 @@ async def test_an_exception_in_the_body_stops_the_child(deaths: Deaths) -> None:
 
     with pytest.raises(ZeroDivisionError):
         await own()
-    assert deaths.alive() == set()
-
-
-async def test_stop_all_is_parallel(deaths: Deaths) -> None:
-    grace_s = 0.5
-    children = [python(DEAF, stop_grace_s=grace_s) for _ in range(6)]
-    try:
-        deaths.watch(*await asyncio.gather(*map(started, children)))
-    finally:
-        before = time.monotonic()
-        await stop_all(children)
-    assert time.monotonic() - before < grace_s * len(children)
     assert deaths.alive() == set()
 
 

@@ -4,7 +4,7 @@ from xgen_ray.process.failures import classify
 from xgen_ray.process.logs import LogRing
 from xgen_ray.process.ports import free_port
 from xgen_ray.process.readiness import loading_deadline
-from xgen_ray.process.supervisor import ChildProcess, stop_all
+from xgen_ray.process.supervisor import ChildProcess
 from xgen_ray.process.types import Failure, FailureClass, LaunchSpec, Readiness
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "classify",
     "free_port",
     "loading_deadline",
-    "stop_all",
 ]

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -312,17 +312,6 @@ class ChildProcess:
         if self._failure is None:
             raise WrongState("The child process has not ended.")
         return self._failure
-
-
-async def stop_all(children: Iterable[ChildProcess]) -> None:
-    """Stop many at the same time. All are tried; what could not be stopped is raised afterwards."""
-    results = await asyncio.gather(*(child.stop() for child in children), return_exceptions=True)
-    problems = [result for result in results if isinstance(result, BaseException)]
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        message = f"{len(problems)} of {len(results)} processes could not be stopped"
-        raise BaseExceptionGroup(message, problems)
 
 
 def child_env(base: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
