@@ -46,6 +46,8 @@ def test_harmless_flags_pass_unchanged(args: tuple[str, ...]) -> None:
         (("-ngl", "99"), "use the option 'gpu_layers'"),
         (("--device", "CUDA1"), "use the option 'gpus'"),
         (("-devd", "CUDA1"), "use the option 'gpus'"),
+        (("--tensor-split", "3,1"), "use the options 'gpus' and 'split_mode'"),
+        (("-ts", "1,0"), "more on a GPU than is leased of it"),
         (("--mlock",), "use the option 'memory_lock'"),
         (("--chat-template-file", "/x"), "files on the node"),
         (("--lora", "/x"), "files on the node"),

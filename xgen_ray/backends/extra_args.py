@@ -20,6 +20,10 @@ _SECURITY = "it gives requests power over the node"
 _ENDPOINT = "the platform decides where an engine listens and who may ask it"
 _MODEL = "the model is chosen by the request's field 'model'"
 _MEMORY = "memory was counted without it"
+_SHARES = (
+    "it can put more on a GPU than is leased of it; use the options 'gpus' and 'split_mode' instead, which "
+    "memory and placement take into account"
+)
 _PRIORITY = "priorities between processes are for the node's operator alone"
 _ENDS = "it makes the program print something and end"
 
@@ -67,6 +71,7 @@ _GROUPS: Final[tuple[tuple[str, str], ...]] = (
     ("-ngl --gpu-layers --n-gpu-layers", _use("gpu_layers")),
     ("-dev --device --spec-draft-device -devd --device-draft", _use("gpus")),
     ("-sm --split-mode", _use("split_mode")),
+    ("-ts --tensor-split", _SHARES),
     ("-mg --main-gpu", _use("main_gpu")),
     ("-fa --flash-attn", _use("flash_attention")),
     ("-fit --fit -fitt --fit-target -fitc --fit-ctx", _use("fit")),
