@@ -1,5 +1,6 @@
 """The bundled server is llama.cpp's own, so its answers to bad input are compared with the real ones."""
 
+import hashlib
 import os
 import signal
 import struct
@@ -12,6 +13,7 @@ import pytest
 from tests.backends.plans import SAMPLE_MODEL
 from xgen_ray.backends.bundled_flags import FLAGS, BadFlag, help_text, parse
 from xgen_ray.backends.flags import parse_help
+from xgen_ray.backends.probe import parse_version
 from xgen_ray.process import FailureClass, classify, free_port
 
 PROGRAM = (sys.executable, "-m", "xgen_ray.backends.bundled_llama_server")
@@ -74,6 +76,10 @@ def test_says_what_it_is() -> None:
     version = run("--version")
     assert (version.returncode, version.stdout) == (0, "")
     assert version.stderr.startswith("version: ")
+    # Kept answers are those of the flags that it has now, also where the Python and its wheel stay the same.
+    told = parse_version(version.stderr.splitlines())
+    assert told is not None
+    assert hashlib.sha256(help_text().encode()).hexdigest()[:8] in told
     devices = run("--list-devices")
     assert devices.stdout.splitlines() == ["Available devices:", "  (none)"]
 

@@ -7,6 +7,7 @@ routes, log lines and exit codes. 0: asked to stop. 1: a bad flag, a bad model f
 was wrong is on stderr, in llama.cpp's words.
 """
 
+import hashlib
 import os
 import signal
 import sys
@@ -77,11 +78,13 @@ def _serve_until_told(server: Any) -> Never:
 
 
 def _version() -> str:
+    """Answers of a build are kept for as long as its version is the same: our own flags are a part of it."""
     import xllamacpp
 
     build = xllamacpp.BUILD_INFO
+    flags = hashlib.sha256(help_text().encode()).hexdigest()[:8]
     return (
-        f"version: {xllamacpp.__version__} (bundled: xllamacpp)\n"
+        f"version: {xllamacpp.__version__} (bundled: xllamacpp, flags {flags})\n"
         f"built with {build['compiler']} for {build['build_target']}"
     )
 
