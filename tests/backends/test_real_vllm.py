@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.plans import plan
-from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, VLLM_CACHE, why_no_vllm
+from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, why_no_vllm
 from tests.stack import wait_until
 from xgen_ray.backends import EngineAdapter, EngineAddress, create_adapter
 from xgen_ray.backends.probe import AnswerCache
@@ -35,7 +35,8 @@ pytestmark = [
 ]
 PYTHON = (str(REAL_VLLM / "bin" / "python"),)
 COMMAND = (*PYTHON, "-m", "vllm.entrypoints.openai.api_server")
-ENVIRONMENT = {**os.environ, **VLLM_CACHE}
+# As of a service that may write into its own folder of the cache, and not beside it.
+ENVIRONMENT = {**os.environ, "XDG_CACHE_HOME": "/proc/not-writable"}
 NAME = "team/tiny"
 QUESTION = {"model": NAME, "messages": [{"role": "user", "content": "Tell a story."}], "temperature": 0}
 
@@ -78,6 +79,13 @@ async def running(engine_answers: Path) -> AsyncIterator[Running]:
 async def test_it_says_that_it_runs_on_the_cpu(engine_answers: Path) -> None:
     build = await ask_build(PYTHON, ENVIRONMENT, AnswerCache(engine_answers / "engines"))
     assert (build.works, build.platform, build.version) == (True, "CpuPlatform", "0.29.0")
+
+
+async def test_what_it_keeps_is_in_the_folder_that_it_was_given(
+    running: Running, engine_answers: Path
+) -> None:
+    assert running.adapter.is_loaded
+    assert list((engine_answers / "vllm").rglob("*.json"))
 
 
 async def test_it_loads_and_tells_how_far_it_is(running: Running) -> None:

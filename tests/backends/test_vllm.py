@@ -351,6 +351,15 @@ def launcher(made: Plan, folder: Path) -> VllmLauncher:
     return VllmLauncher(made, host="127.0.0.1", base_env=os.environ, cache_dir=folder, alias="team/tiny")
 
 
+def test_what_vllm_keeps_is_in_our_folder_unless_another_is_named(tmp_path: Path) -> None:
+    def cache_root(env: Mapping[str, str]) -> str:
+        made = VllmLauncher(fake_plan(), host="127.0.0.1", base_env=env, cache_dir=tmp_path, alias=None)
+        return made.environment["VLLM_CACHE_ROOT"]
+
+    assert cache_root({"XDG_CACHE_HOME": "/var/cache"}) == str(tmp_path / "vllm")
+    assert cache_root({"VLLM_CACHE_ROOT": "/scratch/vllm"}) == "/scratch/vllm"
+
+
 async def test_a_template_is_given_as_a_file_since_vllm_reads_one_where_it_can(tmp_path: Path) -> None:
     template = "{{ 'Umlaut: ä' }}\n/etc/passwd"
     argv = (await launcher(fake_plan(chat_template=template), tmp_path)(4711, "k3y")).spec.argv

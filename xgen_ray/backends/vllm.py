@@ -36,6 +36,8 @@ _READY_BASE_S: Final = 600.0
 _LONGEST_TEMPLATE: Final = 1_000_000
 _KEY_VARIABLE: Final = "VLLM_API_KEY"
 _GATE: Final = "xgen_ray_gate.Gate"
+# Its own default is a folder beside ours, which a service that may write into its own alone cannot make.
+_CACHE_VARIABLE: Final = "VLLM_CACHE_ROOT"
 
 # What of a node's environment would make an engine another one than was planned, or open it. Every other
 # VLLM_* variable is its operator's to set.
@@ -73,7 +75,8 @@ _TASKS: Final = MappingProxyType({ModelTask.EMBED: "embed", ModelTask.RERANK: "r
 class VllmLauncher:
     """Decides vLLM's command: asks the build what it understands, then builds.
 
-    ``environment`` is ``base_env`` without what would change the engine behind the plan's back.
+    ``environment`` is ``base_env`` without what would change the engine behind the plan's back. vLLM's own
+    cache is in ``cache_dir`` too, unless ``base_env`` names another folder.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class VllmLauncher:
         self._cache = AnswerCache(cache_dir / "engines")
         self._templates = AnswerCache(cache_dir / "templates")
         self._template_folder = cache_dir / "templates"
-        self.environment = vllm_environment(base_env)
+        self.environment = {_CACHE_VARIABLE: str(cache_dir / "vllm"), **vllm_environment(base_env)}
 
     async def __call__(self, port: int, key: str) -> Launch:
         known = await ask_flags(self._plan.command, self._asking_env(), self._cache)
