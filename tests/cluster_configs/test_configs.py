@@ -15,10 +15,12 @@ import pytest
 import typer
 import yaml
 from ray._private.label_utils import validate_node_label_syntax
+from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from typer.core import TyperGroup
 
+from tests.docker import dockerfiles
 from xgen_ray import __version__
 from xgen_ray.cli.app import app
 from xgen_ray.hardware.types import GPUType
@@ -33,7 +35,8 @@ UNITS = ["xgen-ray-head.service", "xgen-ray-node.service"]
 ON_PREMISES = "ray-up-on-premises.yaml"
 CLOUD = "ray-up-aws.yaml"
 RAY_UP = [ON_PREMISES, CLOUD]
-KUBERAY = "kuberay/fleet.yaml"  # see test_kuberay.py
+KUBERAY = ["kuberay/fleet.yaml", "kuberay/monitoring.yaml"]  # see test_kuberay.py
+IMAGE_HOME = "/var/lib/xgen-ray"
 INSTALLED = "/opt/xgen-ray/bin/xgen-ray"
 ARGUMENTS: dict[str, type[Settings]] = {CONTROL_APP: ControlSettings, ROUTER_APP: RouterSettings}
 
@@ -55,7 +58,7 @@ def node_options(words: list[str]) -> dict[str, Any]:
 
 def test_nothing_here_is_left_out_of_these_tests() -> None:
     held = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
-    assert {*SERVE, *RAY_UP, KUBERAY, *(f"systemd/{unit}" for unit in UNITS)} <= held
+    assert {*SERVE, *RAY_UP, *KUBERAY, *(f"systemd/{unit}" for unit in UNITS)} <= held
 
 
 @pytest.mark.parametrize("name", SERVE)
@@ -130,6 +133,35 @@ def test_a_type_of_node_a_vendor_in_words_that_nodes_use() -> None:
         if name != "cpu":
             assert kind["docker"]["worker_image"].endswith(f":{__version__}-{name}")
     assert read(CLOUD)["docker"]["image"].endswith(f":{__version__}-cpu")
+
+
+def test_ray_up_mounts_files_that_the_containers_user_reads() -> None:
+    """Ray mounts what it has copied to a machine as its SSH user, and Docker makes folders that are not
+    there as root: so the container has that user, and its folders are there before it.
+    """
+    config = read(CLOUD)
+    options = config["docker"]["run_options"]
+    assert "--user=$(id -u):$(id -g)" in options
+    volumes = [
+        option.removeprefix("--volume=$HOME/").split(":") for option in options if "--volume" in option
+    ]
+    folders = {inside: outside for outside, inside in volumes}
+    assert set(folders) == {IMAGE_HOME, "/var/cache/xgen-ray", "/etc/xgen-ray"}
+    (mkdir,) = config["initialization_commands"]
+    made = {word.removeprefix("~/") for word in mkdir.split()}
+    assert set(folders.values()) <= made | {str(Path(path).parent) for path in made}
+    started = docker_start_cmds(  # type: ignore[no-untyped-call]
+        "ubuntu", "IMAGE", config["file_mounts"], "NAME", options, "xgen-ray", IMAGE_HOME, "docker"
+    )
+    for file in config["file_mounts"]:
+        inside = file.replace("~", IMAGE_HOME)
+        assert f":{inside} " in started
+        assert str(Path(file.replace("~", folders[IMAGE_HOME])).parent) in made
+
+
+def test_an_image_has_what_ray_up_calls_in_it() -> None:
+    (install,) = dockerfiles.read("Dockerfile.node").stages["python"].all("RUN")
+    assert {"rsync", "openssh-client"} <= set(install.split())
 
 
 def service_of(unit: str) -> dict[str, str]:
