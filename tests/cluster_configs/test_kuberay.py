@@ -25,7 +25,8 @@ from xgen_ray.placement.tags import CPU_NODE, LABEL_PREFIX
 from xgen_ray.placement.types import Backend
 
 FLEET = CONFIGS / "kuberay" / "fleet.yaml"
-SCHEMA = Path(__file__).parent / "schemas" / "rayservice-v1.json"
+MONITORING = CONFIGS / "kuberay" / "monitoring.yaml"
+SCHEMAS = Path(__file__).parent / "schemas"
 # The oldest that Kubernetes still supports.
 KUBERNETES = "1.33"
 Object = dict[str, Any]
@@ -78,14 +79,16 @@ def closed(schema: Any) -> Any:
 
 
 @cache
-def kuberay() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(closed(json.loads(SCHEMA.read_text())))
+def schema_of(kind: str) -> jsonschema.Draft202012Validator:
+    schema = json.loads((SCHEMAS / f"{kind.lower()}-v1.json").read_text())
+    return jsonschema.Draft202012Validator(closed(schema))
 
 
 def complaints(document: Object) -> Iterator[str]:
     # The API server fills metadata in, and its type is not the resource's own.
     document = {**document, "metadata": {}}
-    return (f"{error.json_path}: {error.message}" for error in kuberay().iter_errors(document))
+    errors = schema_of(document["kind"]).iter_errors(document)
+    return (f"{error.json_path}: {error.message}" for error in errors)
 
 
 def test_kuberay_takes_the_service() -> None:
@@ -107,6 +110,36 @@ def test_the_schema_would_notice(spoil: Callable[[Object], Any], word: str) -> N
     spoil(service["spec"])
     (complaint,) = complaints(service)
     assert word in complaint
+
+
+def pod_monitor() -> Object:
+    monitor: Object = yaml.safe_load(MONITORING.read_text())
+    return monitor
+
+
+def test_the_prometheus_operator_takes_the_monitor() -> None:
+    assert not list(complaints(pod_monitor()))
+    spoilt = pod_monitor()
+    spoilt["spec"]["podMetricsEndpoint"] = []
+    (complaint,) = complaints(spoilt)
+    assert "podMetricsEndpoint" in complaint
+
+
+@pytest.mark.parametrize("name", ["head", "nvidia", "amd", "cpu"])
+def test_a_pod_serves_metrics_to_prometheus_alone(name: str) -> None:
+    container = ray_container(groups()[name])
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    # The port that the operator would add by itself, under its own name for it.
+    assert ports["metrics"] == 8080
+    assert "--metrics-port=8080" in container["args"]
+    monitor = pod_monitor()
+    assert monitor["metadata"]["namespace"] == ray_service()["metadata"]["namespace"]
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    policy = next(one["spec"] for one in documents("NetworkPolicy") if one["metadata"]["name"] == "xgen-ray")
+    assert monitor["spec"]["selector"] == policy["podSelector"]
+    (rule,) = [one for one in policy["ingress"] if {"port": 8080} in one.get("ports", ())]
+    (readers,) = rule["from"]
+    assert readers["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}
 
 
 def kubernetes_objects() -> list[Any]:
@@ -221,6 +254,14 @@ def test_a_pod_is_confined_and_watched(name: str) -> None:
     assert {mount["name"] for mount in mounted.values()} <= {volume["name"] for volume in spec["volumes"]}
 
 
+@pytest.mark.parametrize("name", ["nvidia", "amd", "cpu"])
+def test_a_pod_has_no_more_processors_than_its_group_says(name: str) -> None:
+    """Without a limit it would see, and compute with, all that its machine has."""
+    group = groups()[name]
+    resources = ray_container(group)["resources"]
+    assert resources["limits"]["cpu"] == resources["requests"]["cpu"] == group["resources"]["CPU"]
+
+
 def test_gpus_are_asked_of_the_device_plugin_and_their_taints_tolerated() -> None:
     for name, resource in (("nvidia", "nvidia.com/gpu"), ("amd", "amd.com/gpu")):
         spec = groups()[name]["template"]["spec"]
@@ -261,11 +302,22 @@ def test_what_is_referred_to_is_there() -> None:
     services = {one["metadata"]["name"]: one["spec"] for one in documents("Service")}
     head = groups()["head"]["template"]["metadata"]["labels"]
     assert services["xgen-ray"]["selector"].items() <= head.items()
+    assert not any(key.startswith("app.kubernetes.io/") for key in head), (
+        "the operator's service looks for its own"
+    )
     (redis,) = documents("StatefulSet")
     assert services["xgen-ray-redis"]["selector"] == redis["spec"]["selector"]["matchLabels"]
     address = ray_service()["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
     assert address == "redis://xgen-ray-redis:6379"
     assert {one["metadata"]["namespace"] for one in _documents()} == {"xgen-ray"}
+
+
+def test_redis_is_open_to_the_head_and_to_the_job_that_empties_it() -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in documents("NetworkPolicy")}
+    (rule,) = policies["xgen-ray-redis"]["ingress"]
+    (source,) = rule["from"]
+    (expression,) = source["podSelector"]["matchExpressions"]
+    assert expression == {"key": "ray.io/node-type", "operator": "In", "values": ["head", "redis-cleanup"]}
 
 
 def test_versions_are_those_of_this_package() -> None:
