@@ -5,9 +5,11 @@ from typing import Any
 
 import hcl2
 import pytest
+import yaml
 
 from tests.docker.dockerfiles import FOLDER, IMAGES, REPOSITORY, read
 
+IGNORED = REPOSITORY / ".dockerignore"
 WORKFLOW = REPOSITORY / ".github" / "workflows" / "images.yaml"
 
 
@@ -87,3 +89,11 @@ def test_the_workflow_builds_the_whole_matrix() -> None:
     assert "docker/docker-bake.hcl" in text
     for name in blocks("group")["default"]["targets"]:
         assert re.search(rf"\b{name}\b", text), name
+
+
+def test_the_workflow_builds_what_changes_an_image() -> None:
+    """Every folder that the builds see."""
+    kept = [line.removeprefix("!") for line in IGNORED.read_text().splitlines() if line.startswith("!")]
+    # YAML takes the key `on` for a truth.
+    paths = yaml.safe_load(WORKFLOW.read_text())[True]["pull_request"]["paths"]
+    assert {f"{name}/**" for name in kept if (REPOSITORY / name).is_dir()} <= set(paths)
