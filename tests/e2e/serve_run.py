@@ -1,8 +1,12 @@
 """`serve run` with a committed config, as Ray's own documentation starts applications.
 
-It sets none of our environment variables, so that Ray Serve runs with its defaults: a Python proxy in front.
+It sets no more of the environment than the config's comment, so that Ray Serve runs with its defaults: a
+Python proxy in front.
 """
 
+import os
+import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +21,12 @@ from tests.stack import REPOSITORY, Stack
 CONFIGS = REPOSITORY / "cluster_configs"
 ONE_MACHINE = CONFIGS / "one-machine.yaml"
 MIXED_FLEET = CONFIGS / "mixed-fleet.yaml"
+
+
+def said_with(config: Path) -> dict[str, str]:
+    """The variables that a config's own comment has before `serve run`."""
+    line = re.search(r"^# +((?:\w+=\S+ )+)serve run ", config.read_text(), re.MULTILINE)
+    return dict(word.split("=") for word in line[1].split()) if line else {}
 
 
 class ServeRun(Stack):
@@ -39,7 +49,11 @@ class ServeRun(Stack):
         own = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
         # Into a pipe it would say only at its end that it has begun.
         own["PYTHONUNBUFFERED"] = "1"
-        super().__init__(home, environment={**own, **(environment or {})})
+        token = home / "token"
+        token.write_text(secrets.token_hex(32))
+        own["RAY_AUTH_TOKEN_PATH"] = str(token)
+        self.environment = {**own, **said_with(config), **(environment or {})}
+        super().__init__(home, environment=self.environment)
         self.content = yaml.safe_load(config.read_text())
         self.content["http_options"] |= {"host": "127.0.0.1", "port": self.port}
         mine: dict[str, Any] = {
@@ -80,7 +94,8 @@ class ServeRun(Stack):
             address.partition("=")[2],
             *more,
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
     def answers(self) -> bool:
         """Whether both applications answer."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import psutil
 import pytest
 
 from tests.clients import Traffic
+from tests.e2e.exposed import assert_closed_but_for_the_token
 from tests.stack import SAMPLE_MODEL, Stack, memory_bytes, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(900)]
@@ -43,34 +43,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-def listeners(stack: Stack) -> list[tuple[str, int]]:
-    pids = {process.pid for process in stack.processes()}
-    found = psutil.net_connections(kind="tcp")
-    return [
-        (connection.laddr[0], connection.laddr[1])
-        for connection in found
-        if connection.status == psutil.CONN_LISTEN and connection.pid in pids and connection.laddr
-    ]
-
-
-def is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
-
-
 def test_nothing_answers_from_another_address(stack: Stack) -> None:
-    """Ray Serve's replicas open one port each on all interfaces and cannot be told not to: whoever comes
-    there without the cluster's token is refused before anything is read.
-    """
     load(stack, "quiet")
-    exposed = [port for address, port in listeners(stack) if not is_loopback(address)]
-    replicas = {process.pid for process in stack.named("ray::ServeReplica")}
-    assert len(exposed) == len(replicas), "one internal port of Ray Serve's for each replica, no more"
-    for port in exposed:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
-            with pytest.raises(grpc.RpcError) as caught:
-                call(b"", timeout=10)
-            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert_closed_but_for_the_token(stack)
     assert stack.unload("quiet").status_code == 200
 
 

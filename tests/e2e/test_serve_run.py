@@ -1,6 +1,7 @@
 """``serve run`` with the committed config for one machine, as Ray's own documentation starts applications.
 
-It sets none of our environment variables, so that Ray Serve runs with its defaults: a Python proxy in front.
+It sets no more of the environment than the config's comment, so that Ray Serve runs with its defaults: a
+Python proxy in front.
 """
 
 import json
@@ -15,6 +16,7 @@ import openai
 import pytest
 import yaml
 
+from tests.e2e.exposed import assert_closed_but_for_the_token
 from tests.e2e.serve_run import ServeRun
 from tests.fakes.hub import Repo, StandInHub
 from tests.stack import SAMPLE_MODEL, wait_until
@@ -66,6 +68,10 @@ def test_a_declared_model_is_served(stack: ServeRun, client: openai.OpenAI) -> N
     assert [model.id for model in client.models.list()] == [DECLARED]
     answer = client.chat.completions.create(model=DECLARED, messages=HELLO, max_tokens=4)
     assert answer.choices[0].message.content
+
+
+def test_nobody_else_is_let_in(stack: ServeRun) -> None:
+    assert_closed_but_for_the_token(stack)
 
 
 def test_an_answer_streams_chunk_by_chunk(client: openai.OpenAI) -> None:
