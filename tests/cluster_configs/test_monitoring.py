@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,11 @@ def test_a_dashboard_can_be_provisioned(path: Path) -> None:
 
 def test_every_alert_leads_to_a_runbook() -> None:
     sections = anchors(REPOSITORY / "docs" / "troubleshooting.md")
+    package = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    pages = package["urls"]["Changelog"].removesuffix("CHANGELOG.md")
     for rule in rules():
         page, _, section = rule["annotations"]["runbook_url"].partition("#")
-        assert page == "docs/troubleshooting.md"
+        assert page == f"{pages}docs/troubleshooting.md"
         if section == "{{ $labels.failure }}":
             assert {failure.value for failure in FailureClass} - {"stopped"} <= sections
         else:

@@ -72,14 +72,31 @@ def failure(at: float, word: str = "out_of_memory") -> FailureReport:
 
 def test_control_tells_of_models_and_replicas() -> None:
     models = {one.name: one for one in (model("a", Phase.READY), model("b@x", Phase.SLEEPING))}
-    state = ControlState("life", models=models, nodes={"id": "n1"})
+    state = ControlState("life", models=models)
     found = values(control_samples(state, FleetEvents()))
     assert found[("xgen_models", "ready")] == found[("xgen_models", "sleeping")] == 1
     assert found[("xgen_models", "failed")] == 0
     assert found[("xgen_replicas_wanted", "a", "")] == 2
     assert found[("xgen_replicas_wanted", "b", "x")] == 0, "one that sleeps wants none"
     assert found[("xgen_replicas_ready", "a", "")] == 0
-    assert found[("xgen_nodes",)] == 1
+
+
+def test_control_tells_how_each_node_is_there() -> None:
+    """An alert for a node that is gone is for those that somebody has joined and nobody has drained."""
+    nodes = {"id-1": "n1", "id-2": "n2", "id-3": "n3", "id-4": "n4"}
+    kinds, drained = {"id-2": "nvidia", "id-4": "nvidia"}, {"n3": 1.0, "n4": 1.0, "away": 1.0}
+    state = ControlState("life", nodes=nodes, node_kinds=kinds, drained=drained)
+    told = {
+        key: value
+        for key, value in values(control_samples(state, FleetEvents())).items()
+        if key[0] == "xgen_nodes"
+    }
+    assert told == {
+        ("xgen_nodes", "n1", "joined"): 1,
+        ("xgen_nodes", "n2", "autoscaled"): 1,
+        ("xgen_nodes", "n3", "drained"): 1,
+        ("xgen_nodes", "n4", "drained"): 1,
+    }
 
 
 def test_failures_and_demotions_are_counted_as_they_come() -> None:

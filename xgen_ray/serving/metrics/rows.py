@@ -100,7 +100,13 @@ METRICS: Final = (
         "xgen_replicas_wanted", Kind.GAUGE, Source.CONTROL, ("model", "pool"), "Replicas there should be."
     ),
     Metric("xgen_replicas_ready", Kind.GAUGE, Source.CONTROL, ("model", "pool"), "Replicas that answer."),
-    Metric("xgen_nodes", Kind.GAUGE, Source.CONTROL, (), "Nodes that are alive."),
+    Metric(
+        "xgen_nodes",
+        Kind.GAUGE,
+        Source.CONTROL,
+        ("node", "state"),
+        "1 for a node that is alive, by how it is there: joined, autoscaled or drained.",
+    ),
     Metric(
         "xgen_failures",
         Kind.COUNTER,

@@ -54,7 +54,9 @@ def control_samples(state: ControlState, events: "FleetEvents") -> Iterator[Samp
         asleep = model.phase is Phase.SLEEPING
         yield Sample("xgen_replicas_wanted", labels, 0 if asleep else model.wanted)
         yield Sample("xgen_replicas_ready", labels, model.ready)
-    yield Sample("xgen_nodes", (), len(state.nodes or ()))
+    for node_id, name in (state.nodes or {}).items():
+        of_autoscaler = "autoscaled" if node_id in state.node_kinds else "joined"
+        yield Sample("xgen_nodes", (name, "drained" if name in state.drained else of_autoscaler), 1)
     yield from events.samples()
 
 
