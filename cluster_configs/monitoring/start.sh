@@ -11,6 +11,7 @@
 #   SCRAPE_INTERVAL     10s; Ray's agents have new figures every RAY_metrics_report_interval_ms, 10000
 #   GRAFANA_PORT        3000
 #   GRAFANA_HOME        Grafana's folder, if it is not where its package puts it: /usr/share/grafana
+#   RAY_TEMP_DIR        where the head keeps its sessions, with Ray's own dashboards: /tmp/ray
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -49,12 +50,15 @@ echo "Prometheus at http://127.0.0.1:$port"
 
 grafana=$(command -v grafana || command -v grafana-server || true)
 if [ -n "$grafana" ]; then
-    ray=/tmp/ray/session_latest/metrics/grafana/dashboards
+    ray=${RAY_TEMP_DIR:-/tmp/ray}/session_latest/metrics/grafana/dashboards
     [ -d "$ray" ] || ray=$data/ray-dashboards
     export PROMETHEUS_URL="http://127.0.0.1:$port" XGEN_RAY_DASHBOARDS="$here/grafana/dashboards"
     export RAY_DASHBOARDS="$ray" GF_PATHS_PROVISIONING="$here/grafana/provisioning"
     export GF_PATHS_DATA="$data/grafana" GF_SERVER_HTTP_ADDR=127.0.0.1 GF_SERVER_HTTP_PORT="${GRAFANA_PORT:-3000}"
     export GF_ANALYTICS_REPORTING_ENABLED=false GF_ANALYTICS_CHECK_FOR_UPDATES=false
+    # Ray's dashboard shows panels in frames, to a browser that has not signed in. On loopback, as above, that
+    # lets in nobody who is not on this machine.
+    export GF_SECURITY_ALLOW_EMBEDDING=true GF_AUTH_ANONYMOUS_ENABLED=true GF_AUTH_ANONYMOUS_ORG_ROLE=Viewer
     server=
     [ "$(basename "$grafana")" = grafana ] && server=server
     # shellcheck disable=SC2086  # none, or one word
@@ -65,4 +69,13 @@ else
     echo "grafana is not on PATH: no dashboards; any Grafana can import $here/grafana/dashboards/*.json"
 fi
 # The first that ends ends all.
-for pid in $pids; do wait "$pid"; break; done
+while :; do
+    for pid in $pids; do
+        kill -0 "$pid" 2>/dev/null || {
+            wait "$pid"
+            exit
+        }
+    done
+    sleep 1 &
+    wait "$!"
+done
