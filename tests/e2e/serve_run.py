@@ -21,6 +21,7 @@ from tests.stack import REPOSITORY, Stack
 CONFIGS = REPOSITORY / "cluster_configs"
 ONE_MACHINE = CONFIGS / "one-machine.yaml"
 MIXED_FLEET = CONFIGS / "mixed-fleet.yaml"
+KUBERAY = CONFIGS / "kuberay" / "fleet.yaml"
 
 
 def said_with(config: Path) -> dict[str, str]:
@@ -54,20 +55,26 @@ class ServeRun(Stack):
         own["RAY_AUTH_TOKEN_PATH"] = str(token)
         self.environment = {**own, **said_with(config), **(environment or {})}
         super().__init__(home, environment=self.environment)
-        self.content = yaml.safe_load(config.read_text())
-        self.content["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        mine: dict[str, Any] = {
-            "base_url": self.url,
-            "state_dir": str(home / "registry"),
-            "cache_dir": str(home / "downloads"),
-        }
+        self.content = self.here(yaml.safe_load(config.read_text()))
         first, second = self.content["applications"]
-        for application in (first, second):
-            application["args"].pop("api_keys_file", None)
-        first["args"] |= {**mine, **(control or {})}
+        first["args"] |= control or {}
         second["args"] |= router or {}
         self.config = home / "config.yaml"
         self.write()
+
+    def here(self, content: dict[str, Any]) -> dict[str, Any]:
+        """A config for this stack's port and folders, on loopback, so without keys."""
+        mine = {
+            "base_url": self.url,
+            "state_dir": str(self.home / "registry"),
+            "cache_dir": str(self.home / "downloads"),
+        }
+        first, second = content["applications"]
+        for application in (first, second):
+            application["args"].pop("api_keys_file", None)
+        first["args"] |= mine
+        content["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        return content
 
     def command(self) -> list[str]:
         return [str(Path(sys.executable).with_name("serve")), "run", str(self.config)]

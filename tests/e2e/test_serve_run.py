@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.e2e.exposed import assert_closed_but_for_the_token
-from tests.e2e.serve_run import ServeRun
+from tests.e2e.serve_run import KUBERAY, ServeRun
 from tests.fakes.hub import Repo, StandInHub
 from tests.stack import SAMPLE_MODEL, wait_until
 from xgen_ray.backends.trial_model import trial_model
@@ -229,6 +229,21 @@ def test_a_file_that_serve_does_not_take_is_undone(stack: ServeRun) -> None:
     wait_until(lambda: at_rest(stack, *before), SOON_S, "all models as before")
     assert engines(stack) == before
     assert stack.chat(DECLARED).status_code == 200
+
+
+def test_the_config_that_kuberay_deploys_is_loaded(stack: ServeRun) -> None:
+    """Its own but for the address, the folders and the keys; then what was there before."""
+    good = stack.config.read_text()
+    (service,) = (one for one in yaml.safe_load_all(KUBERAY.read_text()) if one["kind"] == "RayService")
+    stack.config.write_text(yaml.safe_dump(stack.here(yaml.safe_load(service["spec"]["serveConfigV2"]))))
+    done = stack.apply()
+    assert done.returncode == 0, done.stderr
+    wait_until(stack.answers, SOON_S, "both applications")
+    assert len(stack.named("ServeReplica:xgen-router")) == 2
+    stack.config.write_text(good)
+    done = stack.apply()
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: stack.serves(DECLARED), SOON_S, "the model of before")
 
 
 def test_a_wrong_field_is_refused_with_its_name(tmp_path: Path) -> None:
