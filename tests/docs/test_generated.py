@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,21 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
+from tests.cluster_configs.test_configs import node_options
 from xgen_ray.cli.app import app
 from xgen_ray.process.types import FailureClass
 from xgen_ray.serving.registry import Registry
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), REPOSITORY / "README.md", REPOSITORY / "README.ko.md"]
+IMAGES = REPOSITORY / "docker" / "README.md"
+PAGES = [
+    *sorted(DOCS.glob("*.md")),
+    REPOSITORY / "README.md",
+    REPOSITORY / "README.ko.md",
+    IMAGES,
+    REPOSITORY / "cluster_configs" / "monitoring" / "README.md",
+]
 
 
 def load(path: Path) -> ModuleType:
@@ -48,7 +57,11 @@ def test_every_class_of_failure_that_ends_an_engine_has_its_section() -> None:
     assert {failure.value for failure in FailureClass} - told == {"stopped"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def name_of(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in target:
@@ -60,7 +73,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(other), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_of_ours_exist_with_their_options(page: Path) -> None:
     program = typer.main.get_command(app)
     assert isinstance(program, TyperGroup)
@@ -78,6 +91,21 @@ def test_commands_of_ours_exist_with_their_options(page: Path) -> None:
             option = word.rstrip(".,:)").partition("=")[0]
             if re.fullmatch(r"--[a-z][a-z-]*", option) and option != "--help":
                 assert option in known, f"xgen-ray {name} has no {option}"
+
+
+def test_an_image_is_told_what_its_entry_point_takes() -> None:
+    """Each `docker run` of a node: what it needs besides is hardware, or Docker."""
+    text = IMAGES.read_text().replace("\\\n", " ")
+    told = re.findall(r"IMAGE-(\w+) +(head|worker \S+)(.*)", text)
+    assert [(image, word.split()[0]) for image, word, _ in told] == [
+        ("cpu", "head"),
+        ("nvidia", "worker"),
+        ("amd", "worker"),
+    ]
+    for image, word, more in told:
+        assert (REPOSITORY / "docker" / f"Dockerfile.{image}").exists()
+        options = node_options(["xgen-ray", "node", *shlex.split(more)])
+        assert options["config" if word == "head" else "token_file"] is not None
 
 
 def runnable() -> list[str]:
