@@ -38,6 +38,16 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
+def looked_at() -> Iterator[tuple[str, str]]:
+    """Every panel's query, and what every alert looks at whether it fires or not: comparisons leave nothing
+    out, and what should not be absent stands for its absence.
+    """
+    yield from panels()
+    for rule in rules():
+        compared = re.sub(r" (>=|<=|==|>|<) ", r" \1 bool ", rule["expr"])
+        yield rule["alert"], re.sub(r"\babsent\b", "sum", compared).replace(" unless ", " or ")
+
+
 def names_in(expression: str) -> set[str]:
     """The metrics of ours that an expression reads."""
     return set(re.findall(r"\bray_[a-z_]+", expression))

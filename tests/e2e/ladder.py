@@ -47,9 +47,11 @@ class Start:
 
 
 class LadderMachine:
-    """The stack on that machine. ``home`` is its folder; model files lie in ``home / "models"``."""
+    """The stack on that machine, with further ``arguments`` for `xgen-ray up`. ``home`` is its folder; model
+    files lie in ``home / "models"``.
+    """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *arguments: str) -> None:
         self.models = home / "models"
         self._scripts = home / "scripts"
         rocm = home / "rocm"
@@ -59,9 +61,11 @@ class LadderMachine:
         environment = {
             "ROCM_PATH": str(rocm),
             "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(AMDSMI_SITE)])),
+            # Ray's agents would pass metrics on every ten seconds only.
+            "RAY_metrics_report_interval_ms": "3000",
         }
         engines = [word for build in BUILDS for word in ("--engine", self._engine(build))]
-        self.stack = Stack(home, "--models", str(self.models), *engines, environment=environment)
+        self.stack = Stack(home, "--models", str(self.models), *engines, *arguments, environment=environment)
 
     def _engine(self, build: str) -> str:
         command = [sys.executable, str(STAND_IN_ENGINE), "--build", build, "--script", str(self._scripts)]

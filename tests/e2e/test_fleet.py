@@ -21,7 +21,7 @@ from playwright.sync_api import expect
 
 from tests.browser.chromium import chromium, tab
 from tests.clients import Streams, Traffic
-from tests.cluster_configs.monitoring import SERIES, names_in, needs_prometheus, panels
+from tests.cluster_configs.monitoring import SERIES, looked_at, names_in, needs_prometheus
 from tests.e2e.fleet import HEAD, Card, Fleet, Machine, at_once
 from tests.e2e.prometheus import SOON_S, scraping
 from tests.stack import wait_until
@@ -361,7 +361,8 @@ def test_prometheus_has_every_node_and_every_card(
         scraping(fleet.url, tmp_path, len(NODES)) as prometheus,
     ):
         psutil.Process(engine(status)).kill()
-        died = 'ray_xgen_failures_total{model="mortal",node="head"}'
+        # Twice, for there to be an increase of it.
+        died = 'count_over_time(ray_xgen_failures_total{model="mortal",node="head"}[1m]) > 1'
         wait_until(lambda: prometheus.query(died), SOON_S, "the death counted")
         counted = "count by (node) (ray_xgen_node_memory_bytes)"
         assert {one["metric"]["node"] for one in prometheus.query(counted)} == set(NODES)
@@ -375,7 +376,7 @@ def test_prometheus_has_every_node_and_every_card(
         (instinct,) = prometheus.query('ray_xgen_gpu_memory_used_bytes{node="instinct"}')
         assert int(float(instinct["value"][1])) == 650 * 2**20, "what runs there, as the driver says"
         told = {"ray_xgen_failures_total", *(name for name in SERIES if name.startswith("ray_xgen_gpu_"))}
-        asked = {where: expression for where, expression in panels() if names_in(expression) & told}
+        asked = {where: expression for where, expression in looked_at() if names_in(expression) & told}
         empty = {where: expression for where, expression in asked.items() if not prometheus.query(expression)}
         assert (len(asked) > 5, empty) == (True, {})
         wait_until(lambda: ready(fleet, "mortal") == 1, SOON_S, "the engine back")

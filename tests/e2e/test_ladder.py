@@ -16,8 +16,12 @@ import httpx
 import psutil
 import pytest
 
+from tests.cluster_configs.monitoring import looked_at, names_in, needs_prometheus
 from tests.e2e.ladder import CPU, ROCM, VULKAN, LadderMachine, engine_of
+from tests.e2e.prometheus import SOON_S as PROMETHEUS_SOON_S
+from tests.e2e.prometheus import scraping
 from tests.stack import wait_until
+from xgen_ray.process import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.native, pytest.mark.timeout(900)]
 
@@ -478,20 +482,55 @@ def lift(machine: LadderMachine, name: str, expected: int) -> None:
     assert answer.status_code == expected, answer.text
 
 
-def test_what_was_learned_outlives_the_stack(tmp_path: Path) -> None:
-    machine = LadderMachine(tmp_path)
-    with machine.stack:
-        learn(machine, "kept")
-        machine.stack.stop()
-        machine.stack.wait_for_end(20)
-        machine.stack.start()
-        wait_until(lambda: phase_of(machine, "kept") == "ready", SOON_S, "the model is back")
-        assert machine.rungs("kept") == [VULKAN, ROCM, ROCM]
-        assert "cannot compute" in excluded(machine, "kept")[VULKAN]
-        plan = machine.stack.management("POST", "plan", json={"model": str(machine.models / "kept.gguf")})
-        assert plan.json()["backend"] == "llama-server-rocm"
-        reasons = {one["backend"]: one["reasons"] for one in plan.json()["candidates"]}
-        assert "cannot compute" in " ".join(reasons["llama-server-vulkan"])
-        lift(machine, "kept", 204)
-        assert excluded(machine, "kept") == {}
-        assert machine.status("kept")["backend"] == "llama-server-rocm", "what runs is left alone"
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LadderMachine]:
+    """A second stack, which tells metrics, and is stopped and started again."""
+    made = LadderMachine(tmp_path_factory.mktemp("another"), "--metrics-port", str(free_port()))
+    with made.stack:
+        learn(made, "kept")
+        yield made
+
+
+@needs_prometheus()
+def test_prometheus_is_told_of_what_failed_and_of_the_backend_left_out(
+    another: LadderMachine, tmp_path: Path
+) -> None:
+    another.set("kept", die_of_request=True, abort=True, last_words=[PAGE_FAULT])
+    assert another.stack.chat("kept").status_code == 200, "by its successor"
+    told = {"ray_xgen_failures_total", "ray_xgen_demotions_total", "ray_xgen_engine_cache_ratio"}
+    asked = {
+        where: expression
+        for where, expression in looked_at()
+        if where == "XgenRayRequestsFail" or names_in(expression) & told
+    }
+    with scraping(another.stack.url, tmp_path) as prometheus:
+        wait_until(
+            lambda: all(prometheus.query(expression) for expression in asked.values()),
+            PROMETHEUS_SOON_S,
+            f"data for {', '.join(asked)}",
+        )
+        (left_out,) = prometheus.query("sum by (model, backend) (ray_xgen_demotions_total)")
+        assert left_out["metric"] == {"model": "kept", "backend": "llama-server-vulkan"}
+        assert left_out["value"][1] == "1"
+        died = prometheus.query("sum by (backend, failure) (ray_xgen_failures_total)")
+        assert {(one["metric"]["backend"], one["metric"]["failure"], one["value"][1]) for one in died} == {
+            ("llama-server-vulkan", "canary_failed", "1"),
+            ("llama-server-rocm", "gpu_page_fault", "1"),
+        }
+
+
+def test_what_was_learned_outlives_the_stack(another: LadderMachine) -> None:
+    tried = another.rungs("kept")
+    another.stack.stop()
+    another.stack.wait_for_end(20)
+    another.stack.start()
+    wait_until(lambda: phase_of(another, "kept") == "ready", SOON_S, "the model is back")
+    assert another.rungs("kept") == [*tried, ROCM]
+    assert "cannot compute" in excluded(another, "kept")[VULKAN]
+    plan = another.stack.management("POST", "plan", json={"model": str(another.models / "kept.gguf")})
+    assert plan.json()["backend"] == "llama-server-rocm"
+    reasons = {one["backend"]: one["reasons"] for one in plan.json()["candidates"]}
+    assert "cannot compute" in " ".join(reasons["llama-server-vulkan"])
+    lift(another, "kept", 204)
+    assert excluded(another, "kept") == {}
+    assert another.status("kept")["backend"] == "llama-server-rocm", "what runs is left alone"

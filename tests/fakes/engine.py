@@ -201,6 +201,8 @@ class FakeEngine:
             "llamacpp:requests_deferred": waiting,
             "vllm:num_requests_running": self.running,
             "vllm:num_requests_waiting": waiting,
+            # Of builds before the middle of 2025; vLLM tells it still.
+            "llamacpp:kv_cache_usage_ratio": self.running / (self.knobs.slots or 1),
             "llamacpp:tokens_predicted_total": self.counts["completed"] * self.knobs.chunks,
         }
         return "".join(f"# TYPE {name} gauge\n{name} {value}\n" for name, value in figures.items())
