@@ -73,9 +73,6 @@ class NodeOwnerActor:
     async def settle(self, lease_id: str, engine_pid: int) -> Settled:
         return await (await self._ready()).settle(lease_id, engine_pid)
 
-    async def dropped(self, lease_id: str, replica_id: str) -> None:
-        await (await self._ready()).dropped(lease_id, replica_id)
-
     async def has_source(self, model: str) -> bool:
         return await (await self._ready()).has_source(model)
 

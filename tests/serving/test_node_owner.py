@@ -272,24 +272,27 @@ async def test_a_killed_holders_lease_is_its_apps_again_and_ends_in_time(
     (report,) = (await owner.look()).leases
     assert (report.state, report.replica_id, report.expires_in_s) == (LeaseState.RESERVED, None, 20.0)
     assert isinstance(await owner.reserve("q", "q", [plan], 5.0), NoLease)
-    again = got(await owner.claim("p", "r2", start_process().pid))
+    heir = start_process()
+    again = got(await owner.claim("p", "r2", heir.pid))
     assert (again.lease_id, again.plan) == (lease.lease_id, plan)
-    await owner.dropped(again.lease_id, "r2")
+    heir.kill()
+    heir.wait(timeout=10)
+    assert [one.replica_id for one in (await owner.look()).leases] == [None]
     world.clock.now += 20.0
     assert (await owner.look()).leases == ()
     some(await owner.reserve("q", "q", [plan], 5.0))
 
 
-async def test_a_late_goodbye_takes_nothing_from_the_next_holder(
-    world: World, start_process: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+async def test_a_release_that_overtakes_its_reservation_leaves_nothing_behind(world: World) -> None:
     owner = await world.start()
-    some(await owner.reserve("p", "m", [cpu_plan(GIB)], 30.0))
-    lease = got(await owner.claim("p", "r1", start_process().pid))
-    await owner.dropped(lease.lease_id, "r1")
-    got(await owner.claim("p", "r2", start_process().pid))
-    await owner.dropped(lease.lease_id, "r1")
-    assert (await owner.look()).leases[0].replica_id == "r2"
+    world.machine.go_on = gate = asyncio.Event()
+    reserving = asyncio.create_task(owner.reserve("p", "m", [cpu_plan(GIB)], 30.0))
+    await asyncio.wait_for(world.machine.reading.wait(), 10)
+    await owner.release("p")
+    gate.set()
+    assert await reserving == NoLease("p was released on this node: nobody wants it any more")
+    assert (await owner.look()).leases == ()
+    some(await owner.reserve("q", "m", [cpu_plan(GIB)], 30.0))
 
 
 async def test_a_claim_needs_a_process_that_is_here(
@@ -403,3 +406,22 @@ async def test_a_file_is_fetched_once_for_all_who_ask(world: World, tmp_path: Pa
         failed = await fetched(owner, "t3")
         assert isinstance(failed.error, ModelNotFound)
         assert pickle.loads(pickle.dumps(failed)).error.message == failed.error.message  # noqa: S301
+
+
+async def test_a_release_ends_the_download_for_the_app(world: World, tmp_path: Path) -> None:
+    hub = StandInHub()
+    hub.repos["o/n"] = Repo({"big.gguf": write_gguf(tmp_path / "big.gguf", elements=600_000).read_bytes()})
+    release = hub.faults.stall["big.gguf"] = threading.Event()
+    with hub.running():
+        world.hub = hub.endpoint
+        owner = await world.start()
+        await owner.fetch("hf:o/n", "app")
+        await owner.fetch("hf:o/n", "other")
+        assert await asyncio.to_thread(hub.stalled.wait, 10)
+        await owner.release("app")
+        assert await owner.fetch_progress("app") is None
+        assert await owner.fetch_progress("other") is not None, "another app waits for the same files"
+        with pytest.raises(WrongState, match="app was released on this node"):
+            await owner.fetch("hf:o/n", "app")
+        release.set()
+        assert (await fetched(owner, "other")).error is None

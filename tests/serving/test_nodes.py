@@ -193,14 +193,19 @@ async def test_leases_over_deaths_of_owner_and_holder(
     os.kill(replica.pid, signal.SIGKILL)
     (report,) = await until(lambda: _reserved(nodes, node_id))
     assert (report.app, report.replica_id) == (winner, None)
-    again = granted(await link.claim(winner, "r2", start_process().pid))
+    heir = start_process()
+    again = granted(await link.claim(winner, "r2", heir.pid))
     assert again.plan == plan
 
     # Nobody wants the app any more: free when its last replica is gone.
     await nodes.release(node_id, winner)
     assert [one.released for one in await leases_of(nodes, node_id)] == [True]
-    await link.dropped(again.lease_id, "r2")
-    assert await leases_of(nodes, node_id) == ()
+    os.kill(heir.pid, signal.SIGKILL)
+    assert await until(lambda: _no_leases(nodes, node_id))
+
+
+async def _no_leases(nodes: Nodes, node_id: str) -> bool:
+    return await leases_of(nodes, node_id) == ()
 
 
 async def _reserved(nodes: Nodes, node_id: str) -> tuple[LeaseFacts, ...]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
@@ -23,6 +24,8 @@ from xgen_ray.serving.sources import SourceFinder
 
 logger = logging.getLogger(__name__)
 
+# More than can still have words of control on the way.
+KEPT_RELEASED: Final = 256
 USAGE_AGE_S: Final = 1.0
 WATCH_S: Final = 0.5
 
@@ -97,6 +100,8 @@ class NodeOwner:
         self._growth = Growth()
         self._fetches = Fetches(sources)
         self._book = Book()
+        # The apps that were released last. A name is never used twice, so nothing more is due to them.
+        self._released: deque[str] = deque(maxlen=KEPT_RELEASED)
         self._unsaved = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -142,6 +147,8 @@ class NodeOwner:
         """
         snapshot, _ = await self._machine.hardware()
         usage = await self._usage.read()
+        if app in self._released:
+            return _released(app)
         self._sweep()
         now = self._clock()
         book = leases.reserve(
@@ -160,7 +167,12 @@ class NodeOwner:
         return frozenset(lease.app for lease in self._book.leases.values() if lease.app in apps)
 
     async def release(self, app: str) -> None:
-        """Nobody wants ``app`` any more; what its replicas hold is free once they are gone."""
+        """Nobody wants ``app`` any more, nor the files that are fetched for it; what its replicas hold is
+        free once they are gone. What was asked for it before and is still on its way comes to nothing.
+        """
+        if app not in self._released:
+            self._released.append(app)
+        self._fetches.drop(app)
         self._sweep()
         self._keep(leases.release(self._book, app))
 
@@ -201,12 +213,6 @@ class NodeOwner:
         self._keep(leases.settle(self._book, lease_id, use))
         return Settled(held.claims, use)
 
-    async def dropped(self, lease_id: str, replica_id: str) -> None:
-        """The replica's engine has ended and the replica gives its lease back."""
-        lease = self._book.leases.get(lease_id)
-        if lease is not None and lease.holder is not None and lease.holder.replica_id == replica_id:
-            self._end(lease)
-
     async def shelf(self) -> Shelf:
         """What lies in this node's model directories."""
         return await asyncio.to_thread(self._sources.shelf)
@@ -227,7 +233,11 @@ class NodeOwner:
         return await self._machine.rehearse(plan)
 
     async def fetch(self, model: str, ticket: str) -> FetchState:
-        """Brings the files of ``model`` here; returns at once. ``ticket`` is the caller's own name for it."""
+        """Brings the files of ``model`` here; returns at once. ``ticket`` is the caller's own name for it,
+        the app's if it is for one. Raises WrongState for one that was released.
+        """
+        if ticket in self._released:
+            raise WrongState(_released(ticket).message)
         return self._fetches.start(ticket, model)
 
     async def fetch_progress(self, ticket: str) -> FetchState | None:
@@ -310,6 +320,10 @@ class NodeOwner:
                 logger.info("lease changed: lease=%s state=%s holder=%s", lease_id, lease.state, lease.holder)
         for lease_id in before.keys() - book.leases.keys():
             logger.info("lease ended: lease=%s", lease_id)
+
+
+def _released(app: str) -> NoLease:
+    return NoLease(f"{app} was released on this node: nobody wants it any more")
 
 
 def _gpus(claims: Collection[Claim]) -> frozenset[str]:

@@ -29,9 +29,6 @@ class OwnerLink:
         answer: Settled = await self._ask("settle", lease_id, engine_pid)
         return answer
 
-    async def dropped(self, lease_id: str, replica_id: str) -> None:
-        await self._ask("dropped", lease_id, replica_id)
-
     async def _ask(self, method: str, *args: object) -> Any:
         return await answer_of(await find_owner(self._node_id), method, *args)
 
