@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +45,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 # A lease that control does not renew for so long is nobody's.
 LEASE_TTL_S: Final = 45.0
-RENEW_EVERY_S: Final = 10.0
+# One that hangs must not make the leases of others expire.
+RENEW_DEADLINE_S: Final = 5.0
 FETCH_POLL_S: Final = 0.3
 
 
@@ -87,7 +88,6 @@ class Hands:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._looks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
-        self._renewed_at = float("-inf")
 
     async def look(self, effect: Look) -> None:
         name, attempt = effect.name, effect.attempt
@@ -214,8 +214,8 @@ class Hands:
     async def ask_for_nodes(self, effect: AskForNodes) -> None:
         await self._autoscaler.ask(effect.counts)
 
-    async def observe(self, apps: Sequence[App], at_rest: frozenset[str]) -> None:
-        """Looks at Serve and at the nodes, keeps the leases of ``apps``, lets go of the nodes ``at_rest``."""
+    async def observe(self, at_rest: frozenset[str]) -> None:
+        """Looks at Serve and at the nodes, lets go of the nodes ``at_rest``."""
         at = time.time()
         try:
             nodes = await self._nodes.identities()
@@ -239,18 +239,19 @@ class Hands:
             if not self._locks[app].locked():
                 del self._locks[app]
         self._post(AppsObserved(seen.states, seen.messages, alive, at))
-        if time.monotonic() - self._renewed_at > RENEW_EVERY_S:
-            self._renewed_at = time.monotonic()
-            await self._renew(apps)
 
-    async def _renew(self, apps: Sequence[App]) -> None:
+    async def renew(self, apps: Iterable[App]) -> None:
+        """Keeps the leases of ``apps``, as far as their owners answer in time."""
         by_node: dict[str, set[str]] = defaultdict(set)
         for app in apps:
             by_node[app.node_id].add(app.name)
 
         async def renew(node_id: str, names: set[str]) -> None:
             try:
-                await self._nodes.renew(node_id, names, LEASE_TTL_S)
+                async with asyncio.timeout(RENEW_DEADLINE_S):
+                    await self._nodes.renew(node_id, names, LEASE_TTL_S)
+            except TimeoutError:
+                logger.info("leases not renewed: node=%s reason=no answer", node_id)
             except NotReady as error:
                 logger.info("leases not renewed: node=%s reason=%s", node_id, error)
 

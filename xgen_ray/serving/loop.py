@@ -34,13 +34,15 @@ from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.machine import step
 from xgen_ray.serving.metrics.samples import FleetEvents
 from xgen_ray.serving.registry import Registry
-from xgen_ray.serving.state import App, AppPhase, ControlState
+from xgen_ray.serving.state import AppPhase, ControlState
 from xgen_ray.serving.supply import nodes_at_rest
 
 logger = logging.getLogger(__name__)
 
 WATCH_BUSY_S = 0.25
 WATCH_IDLE_S = 2.0
+# Several times within the life of a lease.
+RENEW_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class ControlLoop:
         self.post(restored)
         self._spawn(self._run())
         self._spawn(self._keep_watch())
+        self._spawn(self._keep_leases())
 
     async def stop(self) -> None:
         """Ends control itself. What runs stays: the next life takes it over."""
@@ -224,9 +227,7 @@ class ControlLoop:
 
     async def _keep_watch(self) -> None:
         while True:
-            models = self.state.models.values()
-            wanted: list[App] = [app for model in models for app in model.live]
-            await self._hands.observe(wanted, nodes_at_rest(self.state))
+            await self._hands.observe(nodes_at_rest(self.state))
             steady = (Phase.READY, Phase.FAILED, Phase.SLEEPING)
             busy = self.state.stray_apps or any(
                 model.phase not in steady
@@ -235,6 +236,12 @@ class ControlLoop:
                 for model in self.state.models.values()
             )
             await asyncio.sleep(WATCH_BUSY_S if busy else WATCH_IDLE_S)
+
+    async def _keep_leases(self) -> None:
+        """Beside the watch: what that waits for must not make a lease expire."""
+        while True:
+            await self._hands.renew([app for model in self.state.models.values() for app in model.live])
+            await asyncio.sleep(RENEW_EVERY_S)
 
 
 def _log_transitions(before: ControlState, after: ControlState) -> None:

@@ -137,7 +137,7 @@ class Nodes:
             self._owners.pop(node_id, None)
             if (pending := self._looks.pop(node_id, None)) is not None:
                 pending.cancel()
-        await asyncio.to_thread(_end_owners, fresh)
+        await asyncio.to_thread(_end_owners, fresh, "nothing needs its node")
 
     def _patience(self, node_id: str) -> float:
         """How long a node that was woken keeps its owner: as long as somebody waits for its answer."""
@@ -249,7 +249,7 @@ class Nodes:
             if (pending := self._looks.pop(node_id, None)) is not None:
                 pending.cancel()
         if dead != self._known_dead:
-            await asyncio.to_thread(_end_owners, dead)
+            await asyncio.to_thread(_end_owners, dead, "its node is dead")
             self._known_dead = dead
 
 
@@ -289,7 +289,7 @@ def _identity(node: Mapping[str, Any]) -> NodeIdentity:
     )
 
 
-def _end_owners(nodes: Collection[str]) -> None:
+def _end_owners(nodes: Collection[str], reason: str) -> None:
     names = {owner_name(node_id) for node_id in nodes}
     for row in list_named_actors(all_namespaces=True):
         if row["namespace"] == NAMESPACE and row["name"] in names:
@@ -297,4 +297,4 @@ def _end_owners(nodes: Collection[str]) -> None:
                 ray.kill(ray.get_actor(row["name"], namespace=NAMESPACE), no_restart=True)
             except ValueError:
                 continue
-            logger.info("owner of a dead node ended: owner=%s", row["name"])
+            logger.info("owner ended: owner=%s reason=%s", row["name"], reason)
