@@ -5,9 +5,10 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from xgen_ray.errors import XgenRayError
 from xgen_ray.placement import NodeType
@@ -38,6 +39,8 @@ from xgen_ray.serving.state import AppPhase, ControlState
 from xgen_ray.serving.supply import nodes_at_rest
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WATCH_BUSY_S = 0.25
 WATCH_IDLE_S = 2.0
@@ -79,6 +82,8 @@ class ControlLoop:
         self._apps = apps
         self._hands = make_hands(self.post)
         self._registry = Registry(settings.state_dir / "models.db")
+        # Of its own, to be waited for: a write that is cancelled goes on in its thread.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +120,7 @@ class ControlLoop:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._writer.shutdown)
         self._registry.close()
 
     def check_health(self) -> None:
@@ -166,7 +172,9 @@ class ControlLoop:
             if self.chronicle.told != chronicle.told:
                 new = self.chronicle.events[: self.chronicle.told - chronicle.told]
                 self.counts.count(new)
-                await asyncio.to_thread(self._registry.add_events, new)
+                await self._write(self._registry.add_events, new)
+            # Many events in a row must not keep routers and callers waiting for all of them.
+            await asyncio.sleep(0)
 
     def _judge(self, event: Event) -> tuple[ControlState, tuple[Effect, ...]]:
         try:
@@ -183,7 +191,7 @@ class ControlLoop:
         """In order. What takes long is started here and comes back as an event."""
         match effect:
             case Remember() | Forget() | RememberLessons() | RememberDrained():
-                await asyncio.to_thread(self._write_down, effect)
+                await self._write(self._write_down, effect)
             case Look():
                 self._spawn(self._hands.look(effect))
             case CancelLook(name=name, attempt=attempt):
@@ -203,6 +211,9 @@ class ControlLoop:
                 self._answer(caller, error)
             case _:
                 assert_never(effect)
+
+    async def _write(self, write: Callable[[T], None], what: T) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._writer, write, what)
 
     def _write_down(self, effect: Remember | Forget | RememberLessons | RememberDrained) -> None:
         match effect:
