@@ -60,6 +60,7 @@ from xgen_ray.serving.events import (
 from xgen_ray.serving.ladder import NO_LEASE
 from xgen_ray.serving.leases import EngineUse, Holder, NoLease
 from xgen_ray.serving.machine import step
+from xgen_ray.serving.routes import routes_of
 from xgen_ray.serving.state import ControlState, Fleet, Record, ServeState
 from xgen_ray.serving.supply import nodes_at_rest
 
@@ -177,6 +178,7 @@ class World:
         self.note("-> ", event)
         before = self.state
         self.state, effects = step(before, event)
+        assert self.state.table.routes == routes_of(self.state.models.values()), f"routes after {event}"
         self.chronicle = note(self.chronicle, before, self.state, self.now)
         self.check_make_before_break(before, event)
         for effect in effects:

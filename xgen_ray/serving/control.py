@@ -119,6 +119,7 @@ class Control:
         if wait:
             await outcome
         else:
+            await self._loop.caught_up()
             done, _ = await asyncio.wait({outcome}, timeout=PROMPT_ANSWER_S)
             if done:
                 outcome.result()

@@ -140,6 +140,12 @@ class ControlLoop:
         outcome.add_done_callback(lambda _: self._waiting.pop(caller, None))
         return caller, outcome
 
+    async def caught_up(self) -> None:
+        """Returns once every event that was posted until now has been judged."""
+        judged = self.steps + self._events.qsize()
+        while self.steps < judged:
+            await self.stepped.wait()
+
     async def ask(self, make: Callable[[str], Event]) -> None:
         """Posts what ``make`` makes for a caller, and waits for its answer. Raises the error in it."""
         caller, outcome = self.caller()

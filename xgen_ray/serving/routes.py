@@ -6,12 +6,13 @@ by itself (``name@pool``). The name reaches the engines of all of them, ``name@p
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from xgen_ray.schema import Phase, PoolInfo, ServedModel
 from xgen_ray.serving.state import Model
 from xgen_ray.serving.table import ReportedLoad, Route, RoutedEngine
+from xgen_ray.serving.traffic import served_as
 
 # What is told of a name whose pools differ: the best of what can be said of them.
 _BEST_FIRST = (
@@ -27,19 +28,50 @@ _BEST_FIRST = (
 
 def routes_of(models: Iterable[Model]) -> Mapping[str, Route]:
     """Every name that a request may use, with the engines that it may be sent to."""
+    routes: dict[str, Route] = {}
+    for name, pools in _by_name(models).items():
+        routes |= _routes_to(name, pools)
+    return routes
+
+
+def changed_routes(
+    routes: Mapping[str, Route], models: Iterable[Model], names: Collection[str]
+) -> Mapping[str, Route]:
+    """``routes_of(models)``, where ``routes`` are those before and no model has changed, come or gone but
+    those that are served as one of ``names``. What stays as it was is the same object.
+    """
+    pools_of = _by_name(model for model in models if model.served_as in names)
+    fresh = {name: _routes_to(name, pools) for name, pools in pools_of.items()}
+    changed: dict[str, Route] = {}
+    for key, route in routes.items():
+        name = served_as(key)
+        # The order is what clients see in a list of models: a name keeps its place.
+        if name not in names:
+            changed[key] = route
+        elif name in fresh:
+            changed |= fresh.pop(name)
+    for added in fresh.values():
+        changed |= added
+    return changed
+
+
+def _by_name(models: Iterable[Model]) -> Mapping[str, Sequence[Model]]:
     by_name: dict[str, list[Model]] = defaultdict(list)
     for model in models:
         by_name[model.served_as].append(model)
-    routes: dict[str, Route] = {}
-    for name, pools in by_name.items():
-        route = _route(name, pools)
-        routes[name] = route
-        for backend in {engine.backend for engine in route.engines}:
-            own = tuple(engine for engine in route.engines if engine.backend == backend)
-            routes[f"{name}@{backend}"] = replace(route, engines=own, listed=False)
-        for model in pools:
-            if model.name != name:
-                routes[model.name] = replace(_route(model.name, [model]), listed=False)
+    return by_name
+
+
+def _routes_to(name: str, pools: Sequence[Model]) -> Mapping[str, Route]:
+    """The name itself, its backends and its pools."""
+    route = _route(name, pools)
+    routes = {name: route}
+    for backend in {engine.backend for engine in route.engines}:
+        own = tuple(engine for engine in route.engines if engine.backend == backend)
+        routes[f"{name}@{backend}"] = replace(route, engines=own, listed=False)
+    for model in pools:
+        if model.name != name:
+            routes[model.name] = replace(_route(model.name, [model]), listed=False)
     return routes
 
 

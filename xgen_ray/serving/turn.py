@@ -21,10 +21,11 @@ from xgen_ray.serving.effects import (
     StopApp,
 )
 from xgen_ray.serving.pace import Pace, Place
-from xgen_ray.serving.routes import routes_of
+from xgen_ray.serving.routes import changed_routes
 from xgen_ray.serving.state import App, AppPhase, AppRecord, ControlState, Model, Record, ServeState
 from xgen_ray.serving.supply import nodes_asked_for
 from xgen_ray.serving.table import RoutingTable
+from xgen_ray.serving.traffic import served_as
 
 APP_PREFIX = "xgen-engine-"
 # A declared model, and one that has served, are tried again after a failure: a hub or a disk comes back.
@@ -148,18 +149,20 @@ class Turn:
         self.effects.append(Look(model.name, model.attempt, model.request))
         return model
 
-    def _changes_models(self) -> bool:
-        """Whether any model is other than it was. One that was made anew and is equal is put back, so that
-        nobody looks for what has changed in it: most observations find everything as it was.
+    def _changed_names(self) -> frozenset[str]:
+        """What those models are served as that are other than they were, or are new, or gone. One that was
+        made anew and is equal is put back, so that nobody looks for what has changed in it: most observations
+        find everything as it was.
         """
         before = self.before.models
+        changed = {served_as(name) for name in before.keys() - self.models.keys()}
         for name, model in self.models.items():
             was = before.get(name)
             if was is not None and was is not model and was == model:
                 self.models[name] = was
-        return self.models.keys() != before.keys() or any(
-            model is not before[name] for name, model in self.models.items()
-        )
+            elif was is not model:
+                changed.add(model.served_as)
+        return frozenset(changed)
 
     def finish(self) -> tuple[ControlState, tuple[Effect, ...]]:
         before = self.before
@@ -174,7 +177,8 @@ class Turn:
             if asked != before.asked_nodes:
                 self.effects.append(AskForNodes(asked))
         table = before.table
-        routes = routes_of(self.models.values()) if self._changes_models() else table.routes
+        changed = self._changed_names()
+        routes = changed_routes(table.routes, self.models.values(), changed) if changed else table.routes
         if routes != table.routes or self.epoch != table.epoch:
             table = RoutingTable(self.epoch, table.version + 1, routes)
             # Routers learn first: nobody who was told of a change can meet a router that was not.
