@@ -289,6 +289,34 @@ def test_the_last_backend_that_dies_for_a_reason_ends_the_load_with_it(control: 
     assert control.state.exclusions == (), "to leave the only backend out would leave the model with none"
 
 
+def test_replicas_that_fail_alike_do_not_leave_the_model_with_nothing(control: Control) -> None:
+    control.load(asked=request(replicas=2))
+    for effect in control.look("small", 10 * GIB, view("n1"), view("n2")):
+        if isinstance(effect, PrepareApp):
+            control.feed(AppPrepared(effect.app, effect.plan, 3.0))
+    first, second = control.state.models["small"].live
+    assert first.node != second.node, "their deaths are told in other words"
+    control.die(first.name, "canary_failed", 10.0, "r1")
+    control.die(second.name, "canary_failed", 11.0, "r2")
+    control.look("small", 10 * GIB, view("n1"), view("n2"))
+    assert control.phase() is Phase.FAILED
+    assert control.state.exclusions == ()
+
+
+def test_an_exclusion_is_taken_back_by_the_next_life_if_it_leaves_nothing(control: Control) -> None:
+    app = control.ready()
+    effects = control.die(app, "canary_failed")
+    lessons = only(effects, RememberLessons)
+    left = [effect.record for effect in effects if isinstance(effect, Remember)][-1]
+    order = [type(effect) for effect in effects if isinstance(effect, Remember | RememberLessons)]
+    assert order[-1] is RememberLessons, "it is written down who may take it back, before it is"
+    fresh = Control(Restored((left,), {}, {}, "life2", 20.0, lessons.exclusions))
+    fresh.look()
+    assert fresh.phase() is Phase.FAILED
+    assert "canary_failed" in fresh.state.models["small"].reason
+    assert fresh.state.exclusions == ()
+
+
 def test_a_bad_file_is_never_tried_again(control: Control) -> None:
     control.load()
     app = control.place("small", 100 * 2**20, view(gpus=[radeon()]))

@@ -19,6 +19,10 @@ class Exclusion:
     reason: str
     model: str
 
+    def is_like(self, other: "Exclusion") -> bool:
+        """Whether both leave out the same, for whatever reason."""
+        return (self.backend, self.node_kind, self.model) == (other.backend, other.node_kind, other.model)
+
 
 def node_kind(snapshot: NodeSnapshot, backend: Backend) -> str:
     """The kinds of device that ``backend`` would use on a node: ``gfx1151``, ``cc8.9+gfx1100``, ``x86_64``.

@@ -173,7 +173,7 @@ def _refused(turn: Turn, model: Model, event: LookDone, refusal: FleetRefusal) -
     if model.last_rung is not None and not model.live:
         # If only what just failed is left, to leave it out for good would leave the model with nothing.
         exclusion, cause = model.last_rung
-        others = tuple(kept for kept in turn.exclusions if kept != exclusion)
+        others = tuple(kept for kept in turn.exclusions if not kept.is_like(exclusion))
         if isinstance(_decide(turn, model, event, others), FleetPlan):
             turn.exclusions = others
             error = cause

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from xgen_ray.errors import EngineFailed
 from xgen_ray.schema import Phase
 from xgen_ray.serving.declaring import declare
 from xgen_ray.serving.effects import StopApp
@@ -35,6 +36,7 @@ def _take_up(turn: Turn, record: Record, event: Restored) -> None:
         created=record.created,
         proven=record.proven,
         context_limit=record.context_limit,
+        last_rung=(rung, EngineFailed(rung.reason)) if (rung := record.last_rung) is not None else None,
     )
     adopted: dict[str, App] = {}
     for kept in record.apps:

@@ -117,9 +117,11 @@ def _descend(turn: Turn, model: Model, app: App, error: XgenRayError, at: float)
         model=model_key(plan.facts),
         reason=f"on {app.node}: {error.message}",
     )
-    if exclusion not in turn.exclusions:
+    if not any(exclusion.is_like(known) for known in turn.exclusions):
         turn.exclusions = (*turn.exclusions, exclusion)
     model = turn.put(replace(model, last_rung=(exclusion, error)))
+    if model.looking:
+        turn.remember(model)
     turn.seek(
         model, at, f"{plan.backend.value} failed on {app.node}, trying what comes next: {error.message}"
     )

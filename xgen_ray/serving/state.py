@@ -261,4 +261,5 @@ class Record:
     declared: LoadRequest | None = None
     proven: bool = False
     context_limit: int | None = None
+    last_rung: Exclusion | None = None
     apps: tuple[AppRecord, ...] = ()

@@ -168,7 +168,9 @@ class Turn:
         before = self.before
         lessons = (self.exclusions, self.observations)
         if lessons != (before.exclusions, before.observations):
-            self.effects.insert(0, RememberLessons(*lessons))
+            # A record may say which exclusion is to be taken back: it is written first.
+            written = [number for number, one in enumerate(self.effects, 1) if isinstance(one, Remember)]
+            self.effects.insert(max(written, default=0), RememberLessons(*lessons))
         if self.drained != before.drained:
             self.effects.insert(0, RememberDrained(self.drained))
         asked = before.asked_nodes
@@ -214,6 +216,7 @@ def record_of(model: Model) -> Record:
         declared=model.declared,
         proven=model.proven,
         context_limit=model.context_limit,
+        last_rung=model.last_rung[0] if model.last_rung is not None else None,
         apps=tuple(AppRecord(app.name, app.node_id, app.node, app.node_kind, app.plan) for app in model.live),
     )
 
