@@ -546,6 +546,31 @@ def test_a_wish_that_lives_on_is_tried_again_and_less_and_less_often() -> None:
     assert fresh.state.models["small"].setbacks == 0
 
 
+def test_what_is_whole_again_begins_with_short_pauses(control: Control) -> None:
+    control.load(asked=request(replicas=2))
+    for effect in control.look():
+        if isinstance(effect, PrepareApp):
+            control.feed(AppPrepared(effect.app, effect.plan, 3.0))
+    first, second = control.state.models["small"].apps
+    control.feed(ReplicaReported(first, replica("r1")))
+    control.feed(AppStartFailed(second, "Serve is busy", 5.0))
+    assert control.state.models["small"].setbacks == 1
+    control.observe({first: ServeState.RUNNING}, at=100.0)
+    control.feed(ReplicaReported(control.place(), replica("r2")))
+    assert control.phase() is Phase.READY
+    assert control.state.models["small"].setbacks == 0
+
+
+def test_who_asks_again_is_not_held_against_what_was_tried(control: Control) -> None:
+    control.load()
+    for _ in range(2):
+        attempt = control.state.models["small"].attempt
+        control.feed(LookFailed("small", attempt, BadModelFile("no magic"), 3.0))
+        control.load(caller="again")
+        assert control.state.models["small"].setbacks == 0
+        control.effects.clear()
+
+
 def test_a_load_that_never_worked_is_not_tried_again(control: Control) -> None:
     control.load()
     attempt = control.state.models["small"].attempt

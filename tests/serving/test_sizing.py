@@ -214,6 +214,27 @@ def test_a_model_that_may_sleep_makes_room_without_being_forgotten(control: Size
     assert only(effects, Look).name == "new"
 
 
+def test_what_waits_for_room_grows_once_there_is_some(control: Sized) -> None:
+    control.load("old", "c1", asked=request("old", scaling=SLEEPER))
+    prepare = only(control.look("old", 9 * GIB, view("n1", available_bytes=11 * GIB)), PrepareApp)
+    control.feed(AppPrepared(prepare.app, prepare.plan, 3.0))
+    control.feed(ReplicaReported(prepare.app, replica("r-old", since=3.0)))
+    control.load("new", "c2", asked=request("new", evict="idle"))
+    control.look("new", 9 * GIB, view("n1", available_bytes=2 * GIB), at=10.0 + IDLE_S)
+    assert none(control.feed(ScaleAsked("new", 2, None, "c3", 72.0)), Look), "there is no room yet"
+    assert control.state.models["new"].wanted == 2
+    assert only(control.observe({}, at=75.0), Look).request.replicas == 2
+
+
+def test_what_shrinks_to_what_it_has_has_no_setbacks(control: Sized) -> None:
+    control.ready()
+    control.feed(ScaleAsked("small", 2, None, "c2", 20.0))
+    control.look("small", 100 * GIB, at=21.0)
+    assert control.state.models["small"].setbacks == 1
+    control.feed(ScaleAsked("small", 1, None, "c3", 22.0))
+    assert control.state.models["small"].setbacks == 0
+
+
 def test_nodes_that_do_not_answer_are_asked_again_before_anybody_is_refused(control: Sized) -> None:
     control.load()
     for _ in range(MAX_LOOKS):

@@ -137,6 +137,8 @@ def settle(turn: Turn, model: Model, at: float) -> None:
         if model.phase is not Phase.READY:
             model = replace(model, phase=Phase.READY, since=at, proven=True, progress=None, setbacks=0)
             turn.remember(turn.put(model))
+        if sum(app.ready for app in model.staying) >= wanted:
+            model = replace(model, setbacks=0)
         turn.answer(replace(model, reason=reason), None)
         return
     if model.phase is Phase.READY:

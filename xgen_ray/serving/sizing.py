@@ -208,7 +208,7 @@ def _resize(turn: Turn, model: Model, wanted: int, at: float, why: str) -> None:
     model = turn.put(replace(model, wanted=wanted))
     if wanted < before:
         shrink(turn, model)
-    elif missing_replicas(model) > 0 and not model.looking and wanted > before:
+    elif missing_replicas(model) > 0 and not model.looking and not model.evicting and wanted > before:
         turn.seek(model, at, f"growing: {why}")
 
 
@@ -220,7 +220,7 @@ def shrink(turn: Turn, model: Model) -> None:
             model, stopped = turn.stop_app(model, app), True
     if missing_replicas(model) <= 0:
         # Nothing is short any more, and a look for more has lost its reason.
-        model = turn.put(replace(model, shortfall=None, retry_at=None, awaited=None))
+        model = turn.put(replace(model, shortfall=None, retry_at=None, awaited=None, setbacks=0))
     if stopped:
         turn.remember(model)
 

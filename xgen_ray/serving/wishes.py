@@ -41,6 +41,7 @@ def asked_anew(model: Model, request: LoadRequest) -> Model:
         verdicts=(),
         context_limit=None,
         last_rung=None,
+        setbacks=0,
         unfit={},
         wanted=first_replicas(request),
     )
