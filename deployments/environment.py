@@ -56,6 +56,9 @@ def serve_environment() -> Mapping[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
         # A reload of HAProxy must not cut a long answer off; two minutes would be the default.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
+        # Every replica and every handle, such as control's of each engine, would wake ten times a second to
+        # count its calls.
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
         # Which GPUs an engine sees is ours to say, per engine.
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         "RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1",

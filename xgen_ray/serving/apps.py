@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,30 @@ class AppsSeen:
     replicas: Mapping[str, tuple[Replica, ...]]
 
 
+class Handles:
+    """One handle an app, from ``make``, for as long as there is the app. Belongs to one event loop."""
+
+    def __init__(self, make: Callable[[str], DeploymentHandle[object]]) -> None:
+        self._make = make
+        self._handles: dict[str, DeploymentHandle[object]] = {}
+
+    def of(self, app: str) -> DeploymentHandle[object]:
+        if app not in self._handles:
+            self._handles[app] = self._make(app)
+        return self._handles[app]
+
+    async def keep(self, apps: Collection[str]) -> None:
+        """Ends the handles of all others. One that is only let go of would go on counting its calls."""
+        for gone in self._handles.keys() - apps:
+            end: Callable[[], Awaitable[None]] = self._handles.pop(gone).shutdown_async
+            await end()
+
+
 class Apps:
-    """Keeps one handle an app."""
+    """Asks each app through a handle of its own."""
 
     def __init__(self) -> None:
-        self._handles: dict[str, DeploymentHandle[object]] = {}
+        self._handles = Handles(lambda app: serve.get_deployment_handle(ENGINE_DEPLOYMENT, app))
         # Serve's making and parsing of deployment configs changes a set of cloudpickle's that is global to
         # the process: two threads at it fail each other.
         self._configs = threading.Lock()
@@ -69,8 +88,7 @@ class Apps:
         """Raises RayServeException or RayError when Serve itself does not answer."""
         status = await asyncio.to_thread(self._status)
         ours = {name: app for name, app in status.applications.items() if name.startswith(APP_PREFIX)}
-        for gone in self._handles.keys() - ours.keys():
-            del self._handles[gone]
+        await self._handles.keep(ours.keys())
         counts = {name: _running(status, name) for name in ours}
         answers = await asyncio.gather(*(self._describe(name, count) for name, count in counts.items()))
         return AppsSeen(
@@ -108,9 +126,10 @@ class Apps:
     async def _ask(self, app: str, method: str, *args: object) -> list[Any]:
         """What the app's replicas answer; nothing when the app is going or its handle knows none yet."""
         try:
-            response = self._handle(app).broadcast(method, *args)
+            response = self._handles.of(app).broadcast(method, *args)
             answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
-        except (TimeoutError, RayServeException, RayError):
+        except (KeyError, TimeoutError, RayServeException, RayError):
+            # The first is Serve's word for an app that it does not have yet, or no longer.
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
@@ -122,11 +141,6 @@ class Apps:
     def _status(self) -> ServeStatus:
         with self._configs:
             return serve.status()
-
-    def _handle(self, app: str) -> DeploymentHandle[object]:
-        if app not in self._handles:
-            self._handles[app] = serve.get_deployment_handle(ENGINE_DEPLOYMENT, app)
-        return self._handles[app]
 
 
 def _running(status: ServeStatus, app: str) -> int:
