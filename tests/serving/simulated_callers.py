@@ -17,7 +17,8 @@ class Callers:
     evicted: set[str] = field(default_factory=set)
     _count: int = 0
     _answered: set[str] = field(default_factory=set)
-    # What each caller wants of which name: a load (True), an unload (False), another scale (None).
+    # What each caller wants of which name: that it is loaded (True), that it is not (False), or something of
+    # it as it is (None), which takes nothing back that was promised.
     _asked: dict[str, tuple[str, bool | None]] = field(default_factory=dict)
     # What each caller wants of which node: a drain (True), or its end (False).
     _orders: dict[str, tuple[str, bool]] = field(default_factory=dict)
@@ -53,8 +54,10 @@ class Callers:
         for caller in self.open:
             if caller in self._orders:
                 self.closed.pop(self._orders[caller][0], None)
-            else:
-                self.promised.pop(self._asked[caller][0], None)
+                continue
+            name, is_load = self._asked[caller]
+            if is_load is not None:
+                self.promised.pop(name, None)
         self.open.clear()
 
     def _begin(self) -> str:

@@ -51,6 +51,7 @@ from xgen_ray.serving.events import (
     NodesObserved,
     PacesReported,
     ReplicaReported,
+    RestartAsked,
     Restored,
     ScaleAsked,
     UnloadAsked,
@@ -249,6 +250,7 @@ class World:
             self.run_any: 25,
             self.ask: 10 * fault,
             self.crash: 5 * fault,
+            self.restart: 2 * fault,
             self.restart_control: fault,
             self.restart_owner: fault,
             self.lose_node: fault,
@@ -436,6 +438,15 @@ class World:
         evict = "idle" if hash_of(name) % 3 == 0 else "never"
         wish = request(name, **scale_of(name), evict=evict)
         self.feed(LoadAsked(name, wish, self.callers.ask(name, is_load=True), self.now))
+
+    def restart(self) -> None:
+        """An operator has a model's engines started anew, whatever it is doing."""
+        name = self.rng.choice((*self.names, *sorted(self.declared)))
+        before = self.state.models.get(name)
+        self.feed(RestartAsked(name, self.callers.ask(name, is_load=None), self.now))
+        assert before is None or name in self.state.models or before.phase is Phase.UNLOADING, (
+            f"{name} is lost by a restart"
+        )
 
     def wake(self) -> None:
         self.inbox.append(WakeAsked(frozenset({self.rng.choice(self.names)}), self.now))

@@ -15,6 +15,7 @@ from xgen_ray.serving.events import (
     ExclusionsLifted,
     NodesObserved,
     ReplicaReported,
+    RestartAsked,
     Restored,
     ScaleAsked,
     UnloadAsked,
@@ -55,6 +56,16 @@ def test_a_models_life_is_told_from_its_wish_to_its_end() -> None:
     control.observe({}, at=31.0)
     assert control.kinds() == [EventKind.ASKED, EventKind.READY, EventKind.UNLOADED]
     assert control.last(EventKind.READY) == "ready on node-n1 by llama-server-cpu"
+
+
+def test_a_restart_is_told_with_its_end() -> None:
+    control = Told()
+    control.ready()
+    control.feed(RestartAsked("small", "c9", 30.0))
+    assert control.last(EventKind.ASKED) == "asked to load /models/small.gguf again"
+    control.observe({}, at=31.0)
+    control.feed(ReplicaReported(control.place(), replica("r2")))
+    assert control.kinds() == [EventKind.ASKED, EventKind.READY, EventKind.ASKED, EventKind.READY]
 
 
 def test_a_death_has_its_forensics_and_its_own_time() -> None:

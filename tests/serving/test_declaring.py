@@ -12,7 +12,14 @@ from xgen_ray.errors import NameConflict
 from xgen_ray.schema import ChangeKind, LoadRequest, Origin, Phase
 from xgen_ray.serving.declaring import changes_of
 from xgen_ray.serving.effects import Answer, Effect, Forget, Look, PrepareApp, Remember, StopApp
-from xgen_ray.serving.events import LoadAsked, ReplicaReported, Restored, ScaleAsked, UnloadAsked
+from xgen_ray.serving.events import (
+    LoadAsked,
+    ReplicaReported,
+    RestartAsked,
+    Restored,
+    ScaleAsked,
+    UnloadAsked,
+)
 from xgen_ray.serving.state import AppRecord, Record, ServeState
 
 APP = "xgen-engine-small-x-1"
@@ -188,7 +195,9 @@ def test_facts_are_read_anew_where_the_file_is_another() -> None:
 
 
 def test_a_restart_of_a_declared_model_leaves_it_declared() -> None:
-    control, _ = applied({}, runs=False)
-    control.feed(LoadAsked("small", request(replicas=2), "c1", 60.0, declared=request()))
+    control, _ = applied({"small": request()}, record(request()))
+    control.feed(ScaleAsked("small", 2, None, "c1", 55.0))
+    control.feed(RestartAsked("small", "c2", 60.0))
     assert control.state.models["small"].origin is Origin.DECLARED
+    assert control.state.models["small"].request == request(replicas=2), "as it was scaled by hand"
     assert kinds(control, small=request()) == {"small": ChangeKind.KEEP}

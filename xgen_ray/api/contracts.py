@@ -74,9 +74,10 @@ class ControlPlane(Protocol):
         """
 
     async def restart(self, name: str) -> ModelStatus:
-        """Unload ``name`` and load it again as it was asked for. Returns once it is on its way.
+        """End the engines of ``name`` and load it again as it was asked for. Returns once it is on its way.
 
-        Cancelling the call ends the waiting, never the restart. Raises ModelNotFound.
+        Cancelling the call ends the waiting, never the restart. Raises ModelNotFound, WrongState for one that
+        is being unloaded.
         """
 
     async def drain(self, request: DrainRequest) -> DrainReport:

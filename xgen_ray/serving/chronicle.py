@@ -191,6 +191,8 @@ def _model(was: Model | None, model: Model) -> Iterator[_Happening]:
         yield _Happening(
             EventKind.SCALED, "info", f"from {was.wanted} to {model.wanted} replicas", model=name
         )
+    if name in model.evicting and name not in was.evicting:
+        yield _Happening(EventKind.ASKED, "info", f"asked to load {model.request.model} again", model=name)
     if model.awaited is not None and was.awaited is None:
         told = f"waiting for {node_words(model.awaited.demand.counts)}"
         yield _Happening(EventKind.AWAITS, "warning", told, model=name)

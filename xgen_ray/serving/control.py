@@ -39,6 +39,7 @@ from xgen_ray.serving.events import (
     LookDone,
     PacesReported,
     ReplicaReported,
+    RestartAsked,
     ScaleAsked,
     UnloadAsked,
     UseReported,
@@ -93,7 +94,6 @@ class Control:
         self._history = History(time.time())
         self._memory = MemoryHistory()
         self._watch: asyncio.Task[None] | None = None
-        self._restarts: set[asyncio.Task[ModelStatus]] = set()
 
     async def start(self) -> None:
         await self._loop.start()
@@ -109,13 +109,10 @@ class Control:
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         """Loads the model. With ``wait`` returns when it is ready and raises when it cannot be."""
-        return await self._load(request, None, wait=wait)
-
-    async def _load(self, request: LoadRequest, declared: LoadRequest | None, *, wait: bool) -> ModelStatus:
         name = request.loaded_as
         await self._fleet.check(request.model)
         caller, outcome = self._loop.caller()
-        self._loop.post(LoadAsked(name, request, caller, time.time(), declared))
+        self._loop.post(LoadAsked(name, request, caller, time.time()))
         if wait:
             await outcome
         else:
@@ -127,8 +124,7 @@ class Control:
 
     async def unload(self, name: str) -> ModelStatus:
         """Returns once the model's engines are gone, those of all its pools. Raises ModelNotFound."""
-        pools = [one for one in self._loop.state.models.values() if one.served_as == name]
-        leaving = pools or [self._model(name)]
+        leaving = self._pools(name)
         last = self._status_of(leaving[0])
         await asyncio.gather(*(self._unload(model.name) for model in leaving))
         gone = {"phase": Phase.UNLOADING, "reason": "unloaded", "endpoint": None, "replicas": ()}
@@ -138,21 +134,11 @@ class Control:
         await self._loop.ask(lambda caller: UnloadAsked(name, caller, time.time()))
 
     async def restart(self, name: str) -> ModelStatus:
-        """Unloads the model, all of its pools, and loads it again as it was asked for."""
-        models = [one for one in self._loop.state.models.values() if one.served_as == name]
-        asked = [(model.request, model.declared) for model in models or [self._model(name)]]
-        # Whoever asked may leave in between: the model must not.
-        task = asyncio.create_task(self._load_again(name, asked))
-        self._restarts.add(task)
-        task.add_done_callback(self._restarts.discard)
-        return await asyncio.shield(task)
-
-    async def _load_again(
-        self, name: str, asked: Sequence[tuple[LoadRequest, LoadRequest | None]]
-    ) -> ModelStatus:
-        await self.unload(name)
-        loaded = [await self._load(request, declared, wait=False) for request, declared in asked]
-        return loaded[0]
+        """Ends the model's engines, those of all its pools, and loads it again as it was asked for. Returns
+        once that will outlive control. Raises ModelNotFound, WrongState for one that is being unloaded.
+        """
+        await self._loop.ask(lambda caller: RestartAsked(name, caller, time.time()))
+        return self._status_of(self._pools(name)[0])
 
     async def status(self) -> StatusReport:
         models = sorted(self._loop.state.models.values(), key=lambda model: model.name)
@@ -304,6 +290,11 @@ class Control:
 
     def _status_of(self, model: Model) -> ModelStatus:
         return model_status(model, self._base_url, self._loop.state.exclusions)
+
+    def _pools(self, name: str) -> Sequence[Model]:
+        """All that serves the name, or the one pool that is called so. Raises ModelNotFound."""
+        pools = [one for one in self._loop.state.models.values() if one.served_as == name]
+        return pools or [self._model(name)]
 
     def _model(self, name: str) -> Model:
         model = self._loop.state.models.get(name)

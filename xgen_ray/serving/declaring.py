@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from xgen_ray.errors import WrongState
 from xgen_ray.schema import ChangeKind, DeclaredChange, LoadRequest, Phase
-from xgen_ray.serving.scaling import STEADY
 from xgen_ray.serving.sizing import follow_request
 from xgen_ray.serving.state import Model
 from xgen_ray.serving.turn import Turn
-from xgen_ray.serving.wishes import asked_anew, leave, new_model
+from xgen_ray.serving.wishes import asked_anew, begin_again, leave, new_model
 
 # What may change while engines run.
 _WHILE_IT_RUNS = frozenset({"replicas", "scaling", "evict", "pinned"})
@@ -100,16 +99,8 @@ def _note(turn: Turn, model: Model, request: LoadRequest) -> Model:
 
 
 def _reload(turn: Turn, model: Model, request: LoadRequest, at: float, reason: str) -> None:
-    """Its engines end before a place is looked for, since there may be no room for both. Requests wait."""
-    fresh = asked_anew(replace(turn.stop_all(model), declared=request), request)
-    fresh = replace(fresh, trend=STEADY, facts=None, setbacks=0, shortfall=None, retry_at=None)
+    fresh = replace(asked_anew(model, request), declared=request, facts=None)
     if model.phase is Phase.SLEEPING and request.scaling is not None and request.scaling.min_replicas == 0:
         turn.remember(turn.put(replace(fresh, wanted=0)))
         return
-    fresh = replace(fresh, proven=False)
-    if not fresh.apps:
-        turn.seek(fresh, at, reason)
-        return
-    leaving = frozenset({model.name})
-    fresh = replace(fresh, phase=Phase.RESOLVING, reason=reason, since=at, progress=None, evicting=leaving)
-    turn.remember(turn.put(fresh))
+    begin_again(turn, replace(fresh, proven=False), at, reason)

@@ -33,17 +33,23 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class LoadAsked:
-    """``declared`` is what the configuration says of the model, where it is loaded again as before."""
-
     name: str
     request: LoadRequest
     caller: str
     at: float
-    declared: LoadRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadAsked:
+    name: str
+    caller: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAsked:
+    """An operator wants a model's engines, those of all pools of a name, to end and to be started anew."""
+
     name: str
     caller: str
     at: float
@@ -208,6 +214,7 @@ Event = (
     Restored
     | LoadAsked
     | UnloadAsked
+    | RestartAsked
     | ExclusionsLifted
     | DrainAsked
     | DrainLifted

@@ -26,6 +26,7 @@ from xgen_ray.serving.events import (
     NodesObserved,
     PacesReported,
     ReplicaReported,
+    RestartAsked,
     Restored,
     ScaleAsked,
     UnloadAsked,
@@ -46,7 +47,7 @@ from xgen_ray.serving.sightings import hear_replica, hear_use, observe, observe_
 from xgen_ray.serving.sizing import follow_load, hear_paces, hear_scale, hear_wake
 from xgen_ray.serving.state import ControlState
 from xgen_ray.serving.turn import Turn
-from xgen_ray.serving.wishes import lift, load, unload
+from xgen_ray.serving.wishes import lift, load, restart, unload
 
 
 def step(state: ControlState, event: Event) -> tuple[ControlState, tuple[Effect, ...]]:
@@ -65,6 +66,8 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901  # one line a kind o
             load(turn, event)
         case UnloadAsked():
             unload(turn, event)
+        case RestartAsked():
+            restart(turn, event)
         case ExclusionsLifted():
             lift(turn, event)
         case DrainAsked():

@@ -6,8 +6,8 @@ from xgen_ray.errors import ModelNotFound, NameConflict, WrongState
 from xgen_ray.placement import model_key
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.effects import Answer, Forget
-from xgen_ray.serving.events import ExclusionsLifted, LoadAsked, UnloadAsked
-from xgen_ray.serving.scaling import first_replicas
+from xgen_ray.serving.events import ExclusionsLifted, LoadAsked, RestartAsked, UnloadAsked
+from xgen_ray.serving.scaling import STEADY, first_replicas
 from xgen_ray.serving.state import Model
 from xgen_ray.serving.turn import Turn, remove
 
@@ -54,9 +54,7 @@ def load(turn: Turn, event: LoadAsked) -> None:
         message = f"the configuration declares {event.name} otherwise: change it there, or take another name"
         turn.effects.append(Answer(event.caller, event.name, NameConflict(message)))
     elif model is None or model.phase in (Phase.FAILED, Phase.SLEEPING):
-        fresh = asked_anew(
-            model or new_model(event.name, event.request, event.at, event.declared), event.request
-        )
+        fresh = asked_anew(model or new_model(event.name, event.request, event.at), event.request)
         turn.seek(replace(fresh, callers=frozenset({event.caller})), event.at, "asked for")
     elif model.phase is Phase.UNLOADING:
         message = f"{event.name} is being unloaded; try again in a few seconds"
@@ -83,6 +81,36 @@ def unload(turn: Turn, event: UnloadAsked) -> None:
     if model.phase is not Phase.UNLOADING:
         reason = "unloading; running requests may finish"
         leave(turn, model, event.at, reason, WrongState(f"{event.name} was unloaded while it was loading"))
+
+
+def restart(turn: Turn, event: RestartAsked) -> None:
+    """All pools of the name begin again as they are wished for now. None of the wishes is ever forgotten."""
+    pools = [model for model in turn.models.values() if model.served_as == event.name]
+    if not pools and event.name in turn.models:
+        pools = [turn.models[event.name]]
+    staying = [model for model in pools if model.phase is not Phase.UNLOADING]
+    if not pools:
+        turn.answer_unknown(event.caller, event.name)
+        return
+    if not staying:
+        message = f"{event.name} is being unloaded: load it once it is gone"
+        turn.effects.append(Answer(event.caller, event.name, WrongState(message)))
+        return
+    for model in staying:
+        turn.used = {**turn.used, model.name: event.at}
+        begin_again(turn, asked_anew(model, model.request), event.at, "restarting: an operator asks for it")
+    turn.effects.append(Answer(event.caller, event.name))
+
+
+def begin_again(turn: Turn, model: Model, at: float, reason: str) -> None:
+    """Its engines end before a place is looked for, since there may be no room for both. Requests wait."""
+    model = replace(turn.stop_all(model), trend=STEADY, shortfall=None, retry_at=None)
+    if not model.apps:
+        turn.seek(model, at, reason)
+        return
+    leaving = frozenset({model.name})
+    model = replace(model, phase=Phase.RESOLVING, reason=reason, since=at, progress=None, evicting=leaving)
+    turn.remember(turn.put(model))
 
 
 def leave(turn: Turn, model: Model, at: float, reason: str, error: WrongState) -> None:
