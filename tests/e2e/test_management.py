@@ -528,6 +528,18 @@ def test_a_start_is_taken_up_again_when_control_dies(stack: Stack, models: Path)
     unload(stack, "durable")
 
 
+def test_a_restart_starts_another_engine_and_requests_wait_for_it(stack: Stack, models: Path) -> None:
+    assert stack.load(models / TINY, name="again", options=TINY_OPTIONS).status_code == 200
+    before = engines(stack)
+    answer = stack.management("POST", "restart", json={"name": "again"})
+    assert (answer.status_code, answer.json()["phase"]) == (200, "resolving")
+    assert complete(stack, "again").status_code == 200
+    after = engines(stack)
+    assert (len(before - after), len(after - before)) == (1, 1)
+    unload(stack, "again")
+    assert stack.management("POST", "restart", json={"name": "again"}).status_code == 404
+
+
 # ---- questions ----------------------------------------------------------------------------------
 
 
