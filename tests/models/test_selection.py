@@ -45,6 +45,13 @@ class TestSafetensors:
         files = choose("hf:o/n", "config.json", *shards, *copies).files
         assert set(files) == {"config.json", *shards}
 
+    def test_shards_of_any_name_that_an_index_may_name(self) -> None:
+        usual = ("model-00001-of-00001.safetensors", "model.safetensors.index.json")
+        further = ("model_extra_tensors.safetensors", "mtp.safetensors")
+        others = ("consolidated-00001-of-00001.safetensors", "adapter_model.safetensors")
+        files = choose("hf:o/n", "config.json", *usual, *further, *others, "onnx/model.safetensors").files
+        assert set(files) == {"config.json", *usual, *further}
+
     def test_unusual_names_where_there_are_no_others(self) -> None:
         assert "odd.safetensors" in choose("hf:o/n", "config.json", "odd.safetensors").files
 

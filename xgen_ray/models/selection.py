@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from xgen_ray.errors import BadModelFile, DownloadFailed, InvalidRequest, ModelNotFound
-from xgen_ray.models.hf_folder import CONFIG, UNSAFE_SUFFIXES
+from xgen_ray.models.hf_folder import CONFIG, INDEX, UNSAFE_SUFFIXES
 from xgen_ray.models.inspection import first_parts
 from xgen_ray.models.sources import ModelSource, is_safe_filename
 from xgen_ray.models.splits import parse_split_name
@@ -81,6 +81,9 @@ def _safetensors(sizes: Mapping[str, int]) -> frozenset[str]:
     """The weights at the top; others (originals, adapters, exports) only where there are no such."""
     top = [name for name in sizes if "/" not in name and name.endswith(".safetensors")]
     usual = frozenset(name for name in top if _WEIGHTS.match(name))
+    if INDEX in sizes:
+        # An index may name shards of any name; which it names is not known before it is here.
+        usual |= {name for name in top if not name.startswith(("adapter_", "consolidated"))}
     if not usual:
         return frozenset(name for name in top if not name.startswith("adapter_"))
     modules = (name for name in sizes if name.endswith("/model.safetensors") and _in_module(name))
