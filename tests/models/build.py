@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ TOOLS_TEMPLATE = (
 )
 
 
-def write_gguf(path: Path, architecture: str = "llama", *, elements: int = 64, **keys: Any) -> Path:
-    """A GGUF file of one tensor. ``keys`` are the architecture's own; ``None`` leaves a default out, a
+def write_gguf(
+    path: Path,
+    architecture: str = "llama",
+    *,
+    elements: int = 64,
+    further: Sequence[str] = (),
+    **keys: Any,
+) -> Path:
+    """A GGUF file of one tensor, and small ``further`` ones. ``keys`` are the architecture's own; ``None`` leaves a default out, a
     dot in a name is written as two underscores, and ``general__``, ``tokenizer__`` and ``split__`` names
     are not the architecture's.
     """
@@ -30,6 +38,8 @@ def write_gguf(path: Path, architecture: str = "llama", *, elements: int = 64, *
         if value is not None:
             _add(writer, architecture, name.replace("__", "."), value)
     writer.add_tensor("token_embd.weight", np.ones((elements // 32, 32), dtype=np.float32))
+    for name in further:
+        writer.add_tensor(name, np.ones((1, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

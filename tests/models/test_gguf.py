@@ -187,6 +187,33 @@ class TestWhatAFileSays:
     def test_some_architectures_only_embed(self, tmp_path: Path, architecture: str) -> None:
         assert read_gguf(write_gguf(tmp_path / "m.gguf", architecture)).task is ModelTask.EMBED
 
+    @pytest.mark.parametrize(
+        ("architecture", "further", "keys", "expected"),
+        [
+            ("bert", ["cls.weight", "cls.output.weight"], {}, (ModelTask.RERANK, None)),
+            ("jina-bert-v2", ["cls.weight"], {}, (ModelTask.RERANK, None)),
+            ("bert", ["cls.weight"], {"pooling_type": 1}, (ModelTask.EMBED, "mean")),
+            (
+                "modern-bert",
+                ["cls.weight", "cls.norm.weight", "cls.output.weight"],
+                {},
+                (ModelTask.RERANK, None),
+            ),
+            ("modern-bert", ["cls.weight", "cls.norm.weight"], {}, (ModelTask.EMBED, None)),
+            ("llama", ["cls.output.weight"], {}, (ModelTask.GENERATE, None)),
+        ],
+    )
+    def test_an_encoder_with_a_head_that_scores_reranks(
+        self,
+        tmp_path: Path,
+        architecture: str,
+        further: list[str],
+        keys: dict[str, Any],
+        expected: tuple[ModelTask, str | None],
+    ) -> None:
+        facts = read_gguf(write_gguf(tmp_path / "m.gguf", architecture, further=further, **keys))
+        assert (facts.task, facts.pooling) == expected
+
     def test_an_architecture_that_nobody_knows_is_recorded(self, tmp_path: Path) -> None:
         facts = read_gguf(write_gguf(tmp_path / "m.gguf", "from-the-future"))
         assert (facts.architecture, facts.layer_count) == ("from-the-future", 4)

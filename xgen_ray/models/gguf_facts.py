@@ -1,11 +1,19 @@
 """What a GGUF file, whole or split, says of the model in it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, LlamaFileType, PoolingType
+from gguf.constants import (
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    MODEL_TENSOR,
+    TENSOR_NAMES,
+    Keys,
+    LlamaFileType,
+    PoolingType,
+)
 
 from xgen_ray.errors import BadModelFile
 from xgen_ray.models.files import Files
@@ -14,7 +22,7 @@ from xgen_ray.models.splits import parse_split_name
 from xgen_ray.models.templates import renders_tools
 from xgen_ray.models.types import ModelFacts, ModelFormat, ModelTask
 
-# Architectures that only ever make embeddings, whatever pooling their file names.
+# Architectures that never generate: they make embeddings, or scores where they have a head for that.
 EMBEDDING_ARCHITECTURES = frozenset(
     MODEL_ARCH_NAMES[arch]
     for arch in (
@@ -32,6 +40,9 @@ EMBEDDING_ARCHITECTURES = frozenset(
     )
 )
 
+_CLASSIFIER, _CLASSIFIER_OUTPUT, _CLASSIFIER_NORM = (
+    f"{TENSOR_NAMES[tensor]}.weight" for tensor in (MODEL_TENSOR.CLS, MODEL_TENSOR.CLS_OUT, MODEL_TENSOR.CLS_NORM)
+)
 _SPLIT_NUMBER = Keys.Split.LLM_KV_SPLIT_NO
 _SPLIT_COUNT = Keys.Split.LLM_KV_SPLIT_COUNT
 _MAX_PARTS = 1024
@@ -61,7 +72,7 @@ def facts_of(path: Path, files: Files) -> ModelFacts:
     # Hybrid models have layers without heads; the first that has some gives the default length of one.
     attending = next((count for count in heads or () if count), None)
     head_length = embedding // attending if embedding and attending else None
-    task, pooling = _task(fields)
+    task, pooling = _task(fields, {tensor.name for tensor in tensors})
     templates = fields.chat_templates()
     return ModelFacts(
         format=ModelFormat.GGUF,
@@ -186,15 +197,25 @@ def _read_parts(path: Path, files: Files) -> list[GGUFHeader]:
     return headers
 
 
-def _task(fields: _Fields) -> tuple[ModelTask, str | None]:
+def _task(fields: _Fields, tensors: Collection[str]) -> tuple[ModelTask, str | None]:
     number = fields.count(Keys.LLM.POOLING_TYPE)
     pooling = PoolingType(number) if number in {member.value for member in PoolingType} else None
     name = pooling.name.lower() if pooling is not None and pooling is not PoolingType.NONE else None
     if pooling is PoolingType.RANK:
         return ModelTask.RERANK, name
+    if name is None and fields.architecture in EMBEDDING_ARCHITECTURES and _scores(tensors):
+        return ModelTask.RERANK, None
     if name is not None or fields.architecture in EMBEDDING_ARCHITECTURES:
         return ModelTask.EMBED, name
     return ModelTask.GENERATE, None
+
+
+def _scores(tensors: Collection[str]) -> bool:
+    """Whether an encoder has a head that gives a score. Not every converter writes the pooling that says so.
+
+    The head that a ModernBERT was trained with has the first layer and the norm of one, and no output.
+    """
+    return _CLASSIFIER_OUTPUT in tensors or (_CLASSIFIER in tensors and _CLASSIFIER_NORM not in tensors)
 
 
 def _kv_heads(fields: _Fields, heads: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -76,6 +76,7 @@ class TensorInfo:
     its size is then not known either.
     """
 
+    name: str
     type_number: int
     quantization: GGMLQuantizationType | None
     element_count: int
@@ -191,7 +192,7 @@ class _HeaderWalk:
 
     def _tensor(self, index: int) -> TensorInfo:
         what = f"the name of tensor {index}"
-        self._skip(self._length(what, MAX_KEY_BYTES))
+        name = self._text(self._length(what, MAX_KEY_BYTES))
         dimension_count = self._u32()
         if dimension_count > MAX_DIMENSIONS:
             self._fail(f"tensor {index} has {dimension_count} dimensions; at most {MAX_DIMENSIONS} exist")
@@ -203,12 +204,13 @@ class _HeaderWalk:
         try:
             quantization = GGMLQuantizationType(number)
         except ValueError:
-            return TensorInfo(number, None, elements, None, offset)
+            return TensorInfo(name, number, None, elements, None, offset)
         block, block_bytes = GGML_QUANT_SIZES[quantization]
         if dimensions and dimensions[0] % block:
             row = f"a row of {dimensions[0]} elements is not a multiple of {block}"
             self._fail(f"tensor {index} is {quantization.name}, but {row}")
-        return TensorInfo(number, quantization, elements, elements // block * block_bytes, offset)
+        size = elements // block * block_bytes
+        return TensorInfo(name, number, quantization, elements, size, offset)
 
     def _check_bounds(self, tensors: tuple[TensorInfo, ...], data_start: int, alignment: int) -> None:
         """Tensors follow each other without gap or overlap (engines insist), all within the file."""
