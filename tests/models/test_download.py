@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import WeakFileLock, tqdm
 
 from tests.fakes.hub import Announced, Repo, StandInHub
 from tests.models.build import LLAMA_CONFIG, safetensors, write_gguf
@@ -484,6 +484,36 @@ def test_files_beyond_plain_http_are_left_to_the_library(
     meter = Meter()
     BlobTransfer(site, BIG, meter, threading.Event(), http_limit_bytes=1000).run()
     assert (site.cache.snapshot(repo.commit) / BIG).read_bytes() == gguf_bytes
+    assert meter.of(BIG) == len(gguf_bytes)
+
+
+class Watched(Meter):
+    """Tells of a first sign of life that is no byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.touched = threading.Event()
+
+    def touch(self) -> None:
+        super().touch()
+        self.touched.set()
+
+
+@pytest.mark.parametrize("http_limit_bytes", [2 * SIZE, 1000])
+def test_waiting_for_another_process_is_a_sign_of_life(
+    hub: StandInHub, cache: Path, gguf_bytes: bytes, http_limit_bytes: int
+) -> None:
+    hub.repos["o/n"] = repo = Repo({BIG: gguf_bytes})
+    site = Site(parse_source("hf:o/n"), repo.commit, hub.endpoint, None, CachedRepo(cache, "o/n"), 5.0)
+    lock, meter = site.cache.lock(repo.etag(BIG)), Watched()
+    lock.parent.mkdir(parents=True)
+    transfer = BlobTransfer(site, BIG, meter, threading.Event(), http_limit_bytes=http_limit_bytes)
+    with ThreadPoolExecutor() as pool:
+        with WeakFileLock(lock):
+            waiting = pool.submit(transfer.run)
+            assert meter.touched.wait(10)
+            assert not hub.requests("GET", BIG)
+        waiting.result(10)
     assert meter.of(BIG) == len(gguf_bytes)
 
 

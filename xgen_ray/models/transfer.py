@@ -111,6 +111,9 @@ class BlobTransfer:
         url = hf_hub_url(site.cache.repo, self.name, revision=site.commit, endpoint=site.endpoint)
         etag, size = self._persist(lambda: self._ask(url))
         if size > self.http_limit_bytes:
+            # The library takes this lock again, and would wait for it without a sign of life.
+            with self._locked(etag):
+                pass
             self._leave_to_library()
             return
         blob, partial = site.cache.blob(etag), site.cache.partial(etag)
@@ -206,8 +209,9 @@ class BlobTransfer:
                 try:
                     stack.enter_context(WeakFileLock(path, timeout=_LOCK_POLL_S))
                 except TimeoutError:
-                    partial = self.site.cache.partial(etag)
-                    self.meter.set(self.name, partial.stat().st_size if partial.exists() else 0)
+                    # Whoever holds it may be reading again what is there, and gives up by itself if it hangs.
+                    self.meter.touch()
+                    self.meter.set(self.name, _size(self.site.cache.partial(etag)))
                     continue
                 yield
                 return
@@ -279,6 +283,14 @@ def silent_bar(stop: threading.Event, advance: Callable[[int], None]) -> type[tq
             return shown
 
     return SilentBar
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file that another process may rename or delete meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _continues(response: httpx2.Response, have: int, size: int) -> bool:
