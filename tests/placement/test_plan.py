@@ -152,6 +152,17 @@ def test_several_cards_for_vllm_are_equal_and_divide_the_heads() -> None:
     assert made(st_model(8), two, EngineOptions(tensor_parallel_size=2)).options.tensor_parallel_size == 2
     odd = refused(st_model(8, heads=9), two, EngineOptions(tensor_parallel_size=2))
     assert "9 attention heads cannot be divided among 2" in odd.message
+
+
+def test_vllm_cuts_or_copies_cached_heads_evenly() -> None:
+    four = node(*(h100(index) for index in range(4)), on=host(512 * GIB))
+    grouped = replace(st_model(70), head_count=40, kv_heads=(10,) * 80)
+    odd = refused(grouped, four, EngineOptions(tensor_parallel_size=4))
+    assert "10 key-value heads cannot be divided among 4 GPUs" in odd.message
+    for asked in (EngineOptions(), EngineOptions(tensor_parallel_size=2)):
+        assert made(grouped, four, asked).options.tensor_parallel_size == 2
+    few = replace(grouped, kv_heads=(2, 0) * 40)
+    assert made(few, four, EngineOptions(tensor_parallel_size=4)).options.tensor_parallel_size == 4
     mixed = refused(st_model(8), node(h100(0), rtx4090(1)), EngineOptions(tensor_parallel_size=2))
     assert "at most 1 equal GPUs" in mixed.message
 

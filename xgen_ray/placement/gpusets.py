@@ -154,9 +154,17 @@ def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
 
 
 def _uneven(count: int, facts: ModelFacts) -> str | None:
-    if facts.head_count is None or facts.head_count % count == 0:
-        return None
-    return f"the model's {facts.head_count} attention heads cannot be divided among {count} GPUs"
+    """Why vLLM cannot cut the model's layers over ``count`` GPUs: each takes as many heads, and as many of
+    those that keep a cache, or a copy of one of them.
+    """
+    if facts.head_count is not None and facts.head_count % count:
+        return f"the model's {facts.head_count} attention heads cannot be divided among {count} GPUs"
+    for heads in sorted({heads for heads in facts.kv_heads or () if heads}):
+        if max(heads, count) % min(heads, count):
+            return (
+                f"the model's {heads} key-value heads cannot be divided among {count} GPUs, nor copied evenly"
+            )
+    return None
 
 
 def _too_few_layers(row_length: int, facts: ModelFacts) -> str | None:
