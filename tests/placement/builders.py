@@ -76,6 +76,18 @@ def h100(index: int = 0) -> GPUInfo:
     return nvidia(index, "NVIDIA H100 80GB HBM3", 80 * GIB, "9.0")
 
 
+def mig(position: int = 0, card: int = 0) -> GPUInfo:
+    """One of the slices of an H100, each 40 GB."""
+    return replace(
+        h100(card),
+        device_name="NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        memory_total_bytes=40 * GIB,
+        uuid=f"MIG-{card:04d}-{position}",
+        mig_profile="3g.40gb",
+        mig_parent_uuid=h100(card).uuid,
+    )
+
+
 def gb10() -> GPUInfo:
     return replace(nvidia(0, "NVIDIA GB10", None, "12.1"), integrated=True, unified_memory=True)
 

@@ -4,7 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.placement.builders import amd, device, h100, igpu, mi300x, nvidia, rtx4090, rx7900xtx, strix_halo
+from tests.placement.builders import (
+    amd,
+    device,
+    h100,
+    igpu,
+    mi300x,
+    mig,
+    nvidia,
+    rtx4090,
+    rx7900xtx,
+    strix_halo,
+)
 from xgen_ray.hardware.types import GPUInfo, GPUType
 from xgen_ray.placement import BACKENDS, DEFAULT_POLICY, Backend, EngineDevice
 from xgen_ray.placement.devices import match, usable_gpus
@@ -106,6 +117,19 @@ def test_a_row_takes_its_own_devices_only_and_says_why_not_the_others() -> None:
     assert usable == ()
     assert "not for nvidia" in reasons[0]
     assert "does not list it" in reasons[1]
+
+
+def test_a_slice_hides_other_gpus_from_cuda_but_not_from_a_model() -> None:
+    gpus = (mig(0), mig(1), rtx4090(1))
+    row = BACKENDS[Backend.LLAMA_SERVER_CUDA]
+    usable, reasons = usable_gpus(row, gpus, (device("CUDA0", mig().device_name, 40 * GIB),), DEFAULT_POLICY)
+    assert [(item.position, item.device.name) for item in usable if item.device] == [
+        (0, "CUDA0"),
+        (1, "CUDA0"),
+        (2, "CUDA0"),
+    ]
+    assert reasons == ()
+    assert usable_gpus(row, gpus, (device("Vulkan0", mig().device_name),), DEFAULT_POLICY)[0] == ()
 
 
 def test_metal_goes_by_either_name() -> None:

@@ -14,6 +14,7 @@ from tests.placement.builders import (
     host,
     igpu,
     mi300x,
+    mig,
     node,
     nvidia,
     rtx4090,
@@ -141,6 +142,36 @@ def test_several_cards_when_one_is_too_small() -> None:
     assert (len(one.options.gpus), one.options.split_mode) == (1, None)
     both = made(dense(70), snapshot, EngineOptions(split_mode="row"))
     assert (len(both.options.gpus), both.options.split_mode) == (2, "row")
+
+
+class TestSlices:
+    """One process is given a single MIG slice, and then sees no other GPU."""
+
+    large = dense(100, model_format=ModelFormat.GGUF)
+    node = node(mig(0), mig(1), on=host(512 * GIB))
+
+    @pytest.mark.parametrize("facts", [large, st_model(30)])
+    def test_are_never_put_together(self, facts: ModelFacts) -> None:
+        backend = Backend.VLLM_CUDA if facts.format is SAFETENSORS else Backend.LLAMA_SERVER_CUDA
+        alone = refused(facts, self.node, EngineOptions(backend=backend))
+        assert "3g.40gb has 3" in alone.message
+        assert "on each of" not in alone.message
+        named = refused(facts, self.node, EngineOptions(backend=backend, gpus=(0, 1)))
+        assert "GPU 1 (NVIDIA H100 80GB HBM3 MIG 3g.40gb) is a MIG slice" in named.message
+
+    def test_take_no_part_in_a_split(self) -> None:
+        options = EngineOptions(backend=Backend.LLAMA_SERVER_CUDA, split_mode="layer")
+        assert made(smollm2(), self.node, options).options.gpus == (mig(0),)
+        beside = node(mig(0), h100(1), h100(2), on=host(512 * GIB))
+        assert made(smollm2(), beside, options).options.gpus == (h100(1), h100(2))
+        one = made(smollm2(), self.node, EngineOptions(gpus=(0, 1), split_mode="none", main_gpu=1))
+        assert one.options.gpus == (mig(1),)
+
+    def test_are_no_equal_gpus_for_tensor_parallelism(self) -> None:
+        result = refused(st_model(8), self.node, EngineOptions(tensor_parallel_size=2))
+        assert "at most 0 equal GPUs" in result.message
+        assert "GPU 0 (NVIDIA H100 80GB HBM3 MIG 3g.40gb) is a MIG slice" in result.message
+        assert made(st_model(8), self.node).options.gpus == (mig(0),)
 
 
 def test_several_cards_for_vllm_are_equal_and_divide_the_heads() -> None:

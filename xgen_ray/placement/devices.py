@@ -76,7 +76,12 @@ def usable_gpus(
             reasons.append(f"{gpu.device_name}: {reason}")
     if row.engine is Engine.VLLM:
         return tuple(UsableGPU(position, gpu) for position, gpu in kept), tuple(reasons)
-    found = match(kept, [device for device in devices if _of_row(row, device)])
+    own = [device for device in devices if _of_row(row, device)]
+    found = match(kept, own)
+    if own and row.device_api is DeviceAPI.CUDA and any(gpu.mig_profile is not None for _, gpu in kept):
+        # Where CUDA sees a MIG slice it lists that alone. Any GPU is the first of a process that is given it.
+        unlisted = {position: EngineDevice(own[0].name, gpu.device_name) for position, gpu in kept}
+        found = {**unlisted, **found}
     usable = []
     for position, gpu in kept:
         if position in found:

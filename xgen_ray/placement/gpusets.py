@@ -74,10 +74,11 @@ def gpu_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish) -> Sets:
     split = wish.options.split_mode
     if split in (None, "none"):
         singles = [(item,) for item in cards]
-        groups = [] if split == "none" else _largest(cards)
+        groups = [] if split == "none" else _largest([item for item in cards if not _is_slice(item)])
         return (*singles, *groups, *((item,) for item in integrated)), ()
     # A split was asked for, so every card takes part.
     everyone = _in_order(cards or integrated)
+    everyone = tuple(item for item in everyone if not _is_slice(item)) or everyone[:1]
     if takes_whole_cards(row, split, len(everyone)):
         whole = tuple(item for item in everyone if item.usable.position not in wish.leased)
         # One alone is not cut, and so may be shared.
@@ -96,6 +97,11 @@ def _named_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish, named: Se
         shared = tuple(_shared(item) for item in chosen if item.usable.position in wish.leased)
         if shared:
             return (), shared
+    if options.split_mode == "none" and len(chosen) > 1:
+        chosen = (chosen[options.main_gpu or 0],)
+    slices = tuple(_alone(item) for item in chosen if _is_slice(item))
+    if slices and len(chosen) > 1:
+        return (), slices
     if row.engine is Engine.VLLM:
         row_length = options.pipeline_parallel_size or 1
         if short := _too_few_layers(row_length, wish.facts):
@@ -106,14 +112,12 @@ def _named_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish, named: Se
             )
         uneven = _uneven(len(chosen) // row_length, wish.facts)
         return ((), (uneven,)) if uneven else ((chosen,), ())
-    if options.split_mode == "none" and len(chosen) > 1:
-        chosen = (chosen[options.main_gpu or 0],)
     return (chosen,), ()
 
 
 def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
     """Sets for tensor parallelism: GPUs of one model only, since the slowest sets the pace of all, and none
-    that another model uses.
+    that another model uses or that is a slice.
     """
     size, facts = wish.options.tensor_parallel_size, wish.facts
     row_length = wish.options.pipeline_parallel_size or 1
@@ -124,17 +128,18 @@ def _parallel_sets(gpus: Sequence[Budgeted], wish: Wish) -> Sets:
     whole: dict[str, list[Budgeted]] = {}
     for item in (*cards, *integrated):
         kinds.setdefault(item.usable.gpu.device_name, []).append(item)
-        if item.usable.position not in wish.leased:
+        if item.usable.position not in wish.leased and not _is_slice(item):
             whole.setdefault(item.usable.gpu.device_name, []).append(item)
     most = max((len(items) for items in whole.values()), default=0)
     if (size or 1) * row_length > max(most, 1 if kinds else 0) and (size is not None or row_length > 1):
         shared = tuple(_shared(item) for item in gpus if item.usable.position in wish.leased)
+        slices = tuple(_alone(item) for item in gpus if _is_slice(item))
         asked = {"tensor_parallel_size": size, "pipeline_parallel_size": wish.options.pipeline_parallel_size}
         given = " and ".join(f"{name} is {value}" for name, value in asked.items() if value is not None)
         few = (
             f"{given}, but the node has at most {most} equal GPUs for it, and an engine is on one node alone"
         )
-        return (), (few, *shared)
+        return (), (few, *shared, *slices)
     if size is not None:
         uneven = _uneven(size, facts)
         if uneven:
@@ -175,8 +180,19 @@ def _too_few_layers(row_length: int, facts: ModelFacts) -> str | None:
 
 
 def _shared(item: Budgeted) -> str:
-    name = f"GPU {item.usable.position} ({item.usable.gpu.device_name})"
-    return f"{name} is in use by another model, and cutting every layer takes whole cards"
+    return f"{_name(item)} is in use by another model, and cutting every layer takes whole cards"
+
+
+def _is_slice(item: Budgeted) -> bool:
+    return item.usable.gpu.mig_profile is not None
+
+
+def _alone(item: Budgeted) -> str:
+    return f"{_name(item)} is a MIG slice: an engine that is given one sees no other GPU, so name it alone"
+
+
+def _name(item: Budgeted) -> str:
+    return f"GPU {item.usable.position} ({item.usable.gpu.device_name})"
 
 
 def _by_kind(gpus: Sequence[Budgeted], spread: bool) -> tuple[list[Budgeted], list[Budgeted]]:
