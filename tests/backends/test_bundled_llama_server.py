@@ -135,6 +135,7 @@ def test_a_bad_model_ends_it_with_1_and_llama_cpps_words(
         (("--nosuch",), "error: invalid argument: --nosuch"),
         (("-m", "x", "--split-mode", "diagonal"), "invalid value"),
         (("-m", "x", "--device", "Vulkan0"), "invalid device: Vulkan0"),
+        (("-m", "x", "--tensor-split", "3,x"), 'error while handling argument "--tensor-split"'),
         (("-m", "x", "--port", "seven"), 'error while handling argument "--port"'),
         (("-m", "x", "--chat-template-file", "/nowhere"), "No such file"),
         (("-m", "x", "--chat-template-kwargs", "[]"), "expected a JSON object"),

@@ -115,7 +115,7 @@ def test_a_refusal_does_not_show_the_value_which_may_be_a_key() -> None:
 
 @pytest.mark.parametrize("meaning", sorted(MEANINGS))
 def test_every_meaning_has_words_in_the_current_and_in_the_bundled_build(meaning: str) -> None:
-    value = {"split_mode": "layer", "pooling": "mean"}.get(meaning, "1")
+    value = {"split_mode": "layer", "tensor_split": "3,1", "pooling": "mean"}.get(meaning, "1")
     said = express(CURRENT, meaning, value)
     assert said.argv
     assert express(BUNDLED, meaning, value).argv == said.argv

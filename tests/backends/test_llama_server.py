@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from xgen_ray.backends.launch import Launch
 from xgen_ray.backends.llama_server import alias_of, build, engine_environment
 from xgen_ray.errors import InvalidRequest, UnknownOption
 from xgen_ray.models.types import ModelTask
-from xgen_ray.placement.types import Backend, Plan
+from xgen_ray.placement.types import Backend, GPUNeed, Plan
 
 CURRENT = parse_help((SAMPLES / "help_vulkan_build.txt").read_text())
 OLDER = parse_help((SAMPLES / "help_older_build.txt").read_text())
@@ -52,6 +53,22 @@ def command(
             COMMON + "--n-gpu-layers 99 --device CUDA0,CUDA1 --split-mode layer --main-gpu 1 "
             "--flash-attn on " + SERVING,
             id="cuda counts what is visible",
+        ),
+        pytest.param(
+            replace(
+                plan(
+                    Backend.LLAMA_SERVER_CUDA,
+                    gpus=(H100, H100_TOO),
+                    devices=("CUDA0", "CUDA3"),
+                    gpu_layers=99,
+                    split_mode="layer",
+                ),
+                gpu_needs=(GPUNeed(2**34, free_bytes=3 * 2**34), GPUNeed(2**33, free_bytes=2**34)),
+            ),
+            COMMON
+            + "--n-gpu-layers 99 --device CUDA0,CUDA1 --split-mode layer --tensor-split 49152,16384 "
+            + SERVING,
+            id="layers are split as the leases are",
         ),
         pytest.param(
             plan(

@@ -5,6 +5,7 @@ those of llama.cpp's own ``llama-server``, so that one command line starts eithe
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,13 @@ def _device(params: Params, value: str) -> None:
     params.n_gpu_layers = 0
 
 
+def _tensor_split(params: Params, value: str) -> None:
+    parts = [float(part) for part in re.split(r"[,/]+", value)]
+    if len(parts) > len(params.tensor_split):
+        raise ValueError(f"got {len(parts)} values, at most {len(params.tensor_split)} are taken")
+    params.tensor_split = parts + [0.0] * (len(params.tensor_split) - len(parts))
+
+
 def _rerank(params: Params, _: str) -> None:
     import xllamacpp
 
@@ -194,6 +202,7 @@ FLAGS: Final = (
     Flag(("-dev", "--device"), "<dev1,dev2,..>", "devices to use (none = don't offload)", _device),
     Flag(("-ngl", "--gpu-layers", "--n-gpu-layers"), "N", "layers to store in VRAM", _gpu_layers),
     Flag(("-sm", "--split-mode"), "{none,layer,row,tensor}", "how to split over GPUs", _SPLIT),
+    Flag(("-ts", "--tensor-split"), "N0,N1,N2,...", "proportions of the GPUs", _tensor_split),
     Flag(("-mg", "--main-gpu"), "INDEX", "the GPU to use with split-mode none", _number("main_gpu")),
     Flag(
         ("-kvu", "--kv-unified"),

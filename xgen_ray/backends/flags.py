@@ -139,6 +139,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = MappingProxyType(
         # A build that cannot name devices has them hidden by the visibility variables all the same.
         "no_device": _meaning(Absent.SAME, "--device none"),
         "split_mode": _meaning(Absent.REFUSE, "--split-mode {}"),
+        "tensor_split": _meaning(Absent.NOTE, "--tensor-split {}"),
         "main_gpu": _meaning(Absent.REFUSE, "--main-gpu {}"),
         "flash_attention_on": _meaning(Absent.NOTE, "--flash-attn on", "--flash-attn"),
         "flash_attention_off": _meaning(Absent.SAME, "--flash-attn off"),

@@ -151,12 +151,13 @@ def _meanings(
     yield "ubatch", str(options.ubatch)
     yield "threads", str(options.threads)
     yield "threads_batch", str(options.threads)
-    yield from _placement(options, devices)
+    yield from _placement(plan, devices)
     yield from _memory(options)
     yield from _serving(options)
 
 
-def _placement(options: ResolvedOptions, devices: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+def _placement(plan: Plan, devices: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    options = plan.options
     if not devices:
         yield "gpu_layers", "0"
         yield "no_device", None
@@ -166,6 +167,10 @@ def _placement(options: ResolvedOptions, devices: Sequence[str]) -> Iterator[tup
     yield "device", ",".join(devices)
     if options.split_mode is not None:
         yield "split_mode", options.split_mode
+    free = [need.free_bytes or 0 for need in plan.gpu_needs]
+    if options.split_mode == "layer" and len(free) == len(devices) > 1 and all(free):
+        # By what was free when the leases were made out; left alone, it goes by what is free when it starts.
+        yield "tensor_split", ",".join(str(size // _MIB) for size in free)
     if options.main_gpu is not None:
         yield "main_gpu", str(options.main_gpu)
 

@@ -37,7 +37,7 @@ def needs_of(
         return tuple(max(pair) + each for pair in zip(pools, _least(facts, bill, gpus), strict=True))
     free = [item.budget.free_bytes for item in gpus]
     everything = sum(free)
-    # Without other word llama.cpp splits layers by free memory.
+    # llama-server is told to split layers by what is free now.
     shares = [size / everything if everything else 1 / len(free) for size in free]
     return per_gpu_bytes(facts, bill, shares)
 
