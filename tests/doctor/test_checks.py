@@ -23,10 +23,14 @@ from tests.doctor.builders import (
 )
 from xgen_ray.doctor import Finding, Head, Level, NodeFacts, examine, worst
 from xgen_ray.doctor.facts import PCIGPU, Clock, DeviceFile, Hub, Processor, Program, Versions
+from xgen_ray.hardware import GPUInfo, GPUType, classify_gfx
 from xgen_ray.placement.types import Backend, BackendStatus
 
 OLD = replace(RTX, device_name="Tesla P40", compute_capability="6.1")
 IGPU = replace(RADEON, device_name="AMD Radeon Graphics", gfx_version="gfx1036")
+BESIDE = (PCIGPU("0000:01:00.0", "nvidia", "nvidia"), PCIGPU("0000:0c:00.0", "amd", "amdgpu"))
+GB10 = replace(RTX, device_name="NVIDIA GB10", memory_total_bytes=None, integrated=True, unified_memory=True)
+VEGA = replace(RADEON, gpu_type=GPUType.UNKNOWN, device_name="AMD Radeon VII", gfx_version="gfx906")
 NO_CUDA = BackendStatus(Backend.LLAMA_SERVER_CUDA, False, "no llama-server-cuda or llama-server on PATH")
 
 
@@ -135,6 +139,67 @@ ROWS: dict[str, tuple[NodeFacts, str, Level, str, str]] = {
         P,
         "(mode 600, group root)",
         "udev rule",
+    ),
+    "processor's GPU without its library": (
+        nvidia_node(pci_gpus=BESIDE, snapshot=snapshot(RTX, amdsmi="not installed")),
+        "driver",
+        N,
+        "1 AMD on the PCI bus, but amdsmi sees none: not installed",
+        "",
+    ),
+    "processor's GPU without its files": (
+        nvidia_node(pci_gpus=BESIDE),
+        "devices",
+        N,
+        "/dev/kfd is missing",
+        "",
+    ),
+    "Intel's GPU out of reach": (
+        nvidia_node(device_files=(*NVIDIA_FILES, DeviceFile("/dev/dri/renderD128", False, "render", 0o660))),
+        "devices",
+        N,
+        "ray may not read and write /dev/dri/renderD128",
+        "",
+    ),
+    "Intel's GPU out of reach, and no engine for the card": (
+        nvidia_node(
+            statuses=(NO_CUDA, CPU), device_files=(DeviceFile("/dev/dri/renderD128", False, "render", 0o660),)
+        ),
+        "devices",
+        P,
+        "ray may not read and write /dev/dri/renderD128",
+        "sudo usermod -aG render ray",
+    ),
+    "AMD's card out of reach beside another": (
+        nvidia_node(
+            snapshot=snapshot(RTX, RADEON),
+            device_files=(*NVIDIA_FILES, DeviceFile("/dev/dri/renderD128", False, "render", 0o660, "amd")),
+        ),
+        "devices",
+        P,
+        "ray may not read and write /dev/dri/renderD128",
+        "sudo usermod -aG render ray",
+    ),
+    "NVIDIA's card lost beside another": (
+        amd_node(pci_gpus=BESIDE, device_files=()),
+        "driver",
+        P,
+        "1 NVIDIA on the PCI bus, but pynvml sees none",
+        "mend what the reason names",
+    ),
+    "processor's GPU without an engine": (
+        nvidia_node(snapshot=snapshot(RTX, replace(IGPU, integrated=True))),
+        "gpu",
+        N,
+        "no engine can use AMD Radeon Graphics (gfx1036)",
+        "",
+    ),
+    "processor's GPU alone": (
+        amd_node(snapshot=snapshot(replace(IGPU, integrated=True)), statuses=(CPU,)),
+        "gpu",
+        P,
+        "no engine can use AMD Radeon Graphics (gfx1036)",
+        "install an engine built for this chip",
     ),
     "gpu and engine": (nvidia_node(), "gpu", OK, "RTX 4090 (8.9) is listed by llama-server-cuda", ""),
     "no engine for it": (
@@ -348,6 +413,23 @@ def test_a_node_in_good_health(facts: NodeFacts) -> None:
     findings = examine(facts)
     assert {finding.check for finding in findings if finding.level is not OK} == {"driver"}
     assert worst(findings) is N
+
+
+@pytest.mark.parametrize(
+    ("gpu", "note"),
+    [
+        (GB10, "memory: NVML_ERROR_NOT_SUPPORTED"),
+        (GB10, "memory: shared with the system; budget it from the machine's RAM"),
+        (VEGA, classify_gfx("gfx906").note),
+        (
+            replace(RTX, mig_profile="1c.3g.40gb"),
+            "memory: shared with the other compute instances of the same GPU instance",
+        ),
+    ],
+)
+def test_how_a_chip_is_made_is_nothing_to_mend(gpu: GPUInfo, note: str) -> None:
+    findings = examine(nvidia_node(snapshot=snapshot(replace(gpu, notes=(note,)))))
+    assert not [finding for finding in findings if note in finding.found]
 
 
 def test_every_card_is_judged_by_itself() -> None:

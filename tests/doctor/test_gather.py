@@ -171,6 +171,16 @@ class TestDeviceFiles:
         ]
         assert all(file.usable for file in found)
 
+    @pytest.mark.parametrize(
+        ("number", "vendor"), [("0x1002", "amd"), ("0x10de", "nvidia"), ("0x8086", None)]
+    )
+    def test_whose_a_render_node_is(self, root: Path, number: str, vendor: str | None) -> None:
+        (root / "dev/dri/renderD128").touch()
+        device = root / "sys/class/drm/renderD128/device"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text(f"{number}\n")
+        assert [file.vendor for file in read_device_files(root)] == [vendor]
+
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
     def test_one_of_another_group(self, root: Path) -> None:
         kfd = root / "dev/kfd"

@@ -26,8 +26,8 @@ def read_pci_gpus(root: Path) -> tuple[PCIGPU, ...] | None:
         return None
     found = []
     for address in addresses:
+        vendor = _vendor(bus / address)
         try:
-            vendor = _VENDORS.get((bus / address / "vendor").read_text().strip())
             kind = (bus / address / "class").read_text().strip()
         except OSError:
             continue
@@ -50,11 +50,20 @@ def read_device_files(root: Path) -> tuple[DeviceFile, ...]:
 def _device_file(path: Path, root: Path) -> DeviceFile:
     name = f"/{path.relative_to(root)}"
     usable = may(path, os.R_OK | os.W_OK)
+    vendor = _vendor(root / "sys/class/drm" / path.name / "device")
     try:
         status = path.stat()
     except OSError:
-        return DeviceFile(name, usable)
-    return DeviceFile(name, usable, _group_name(status.st_gid), stat.S_IMODE(status.st_mode))
+        return DeviceFile(name, usable, vendor=vendor)
+    return DeviceFile(name, usable, _group_name(status.st_gid), stat.S_IMODE(status.st_mode), vendor)
+
+
+def _vendor(device: Path) -> str | None:
+    """Whose device it is; None where it cannot be read or is neither NVIDIA's nor AMD's."""
+    try:
+        return _VENDORS.get((device / "vendor").read_text().strip())
+    except OSError:
+        return None
 
 
 def _group_name(number: int) -> str:

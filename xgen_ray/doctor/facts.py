@@ -21,12 +21,15 @@ class PCIGPU:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFile:
-    """A device file that GPUs are used through. ``group`` is its group's name, or number."""
+    """A device file that GPUs are used through. ``group`` is its group's name, or number. ``vendor``, of a
+    render node, is whose GPU it belongs to, if that is NVIDIA or AMD.
+    """
 
     path: str
     usable: bool
     group: str | None = None
     mode: int | None = None
+    vendor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

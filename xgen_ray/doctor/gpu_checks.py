@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from xgen_ray.doctor.facts import PCIGPU, DeviceFile, NodeFacts
 from xgen_ray.doctor.findings import Finding, Level
-from xgen_ray.hardware import GPUInfo, classify_gfx
+from xgen_ray.hardware import GPUInfo, GPUType, classify_gfx
 from xgen_ray.placement import BACKENDS, DEFAULT_POLICY, VLLM_ROCM_GFX
 from xgen_ray.placement.devices import usable_gpus
+from xgen_ray.placement.profiles import is_integrated
 from xgen_ray.placement.rows import VLLM_CUDA_CAPABILITY
 from xgen_ray.placement.types import DeviceAPI
 
@@ -70,7 +71,7 @@ def _detected(facts: NodeFacts, vendor: str, cards: Sequence[PCIGPU]) -> Finding
     if driven:
         found = f"{len(driven)} {_NAMES[vendor]} on the PCI bus, but {detector} sees none: {reason}"
         advice = "mend what the reason names; in a container, give it the GPUs"
-        return Finding("driver", Level.PROBLEM, found, advice)
+        return _unless_spare("driver", found, advice, spare=_is_spare(facts, vendor))
     bus = "the PCI bus cannot be read" if facts.pci_gpus is None else f"no {_NAMES[vendor]} GPU in use here"
     return Finding("driver", Level.NOTE, f"{bus}; {detector}: {reason}")
 
@@ -88,17 +89,50 @@ def check_device_files(facts: NodeFacts) -> Iterator[Finding]:
         for path, advice in required.items():
             if path not in there:
                 found = f"{path} is missing, which {_NAMES[vendor]} compute goes through"
-                yield Finding("devices", Level.PROBLEM, found, advice)
+                yield _unless_spare("devices", found, advice, spare=_is_spare(facts, vendor))
     for file in facts.device_files:
         if not file.usable:
             mode = f"mode {file.mode:o}, " if file.mode is not None else ""
             found = f"{facts.user} may not read and write {file.path} ({mode}group {file.group or 'unknown'})"
-            yield Finding("devices", Level.PROBLEM, found, _access_advice(facts.user, file))
+            advice = _access_advice(facts.user, file)
+            yield _unless_spare("devices", found, advice, spare=_is_spare(facts, _computes_through(file)))
     usable = [file.path for file in facts.device_files if file.usable]
     if usable:
         yield Finding("devices", Level.OK, f"{facts.user} may use {', '.join(usable)}")
     elif not facts.device_files:
         yield Finding("devices", Level.NOTE, "no GPU device files (/dev/kfd, /dev/dri/render*, /dev/nvidia*)")
+
+
+def _computes_through(file: DeviceFile) -> str | None:
+    """Whose compute goes through a file. NVIDIA's does without render nodes, and Intel's is not used here."""
+    if file.path.startswith("/dev/nvidia"):
+        return "nvidia"
+    return "amd" if file.path == "/dev/kfd" or file.vendor == "amd" else None
+
+
+def _is_spare(facts: NodeFacts, vendor: str | None) -> bool:
+    """Whether nobody misses the GPUs of ``vendor``: processors bring one for the display, and an engine has
+    another vendor's card. NVIDIA's are never a processor's.
+    """
+    if vendor == "nvidia":
+        return False
+    engines, _ = _engines_of_gpus(facts)
+    cards = [
+        (position, gpu)
+        for position, gpu in enumerate(facts.snapshot.detection.gpus)
+        if not is_integrated(gpu)
+    ]
+    others = any(engines[position] for position, gpu in cards if _vendor(gpu) != vendor)
+    return others and not any(_vendor(gpu) == vendor for _, gpu in cards)
+
+
+def _vendor(gpu: GPUInfo) -> str:
+    return "nvidia" if gpu.gpu_type is GPUType.NVIDIA else "amd"
+
+
+def _unless_spare(check: str, found: str, advice: str, *, spare: bool) -> Finding:
+    """A problem, or a note of a GPU that nobody misses."""
+    return Finding(check, Level.NOTE, found) if spare else Finding(check, Level.PROBLEM, found, advice)
 
 
 def _has_cards(facts: NodeFacts, vendor: str) -> bool:
@@ -117,6 +151,22 @@ def _access_advice(user: str, file: DeviceFile) -> str:
 def check_engines_of_gpus(facts: NodeFacts) -> Iterator[Finding]:
     """Of each GPU: the installed engines that list it, or why none does."""
     gpus = facts.snapshot.detection.gpus
+    engines, reasons = _engines_of_gpus(facts)
+    card = any(engines[position] for position, gpu in enumerate(gpus) if not is_integrated(gpu))
+    for position, gpu in enumerate(gpus):
+        what = f"{gpu.device_name} ({gpu.gfx_version or gpu.compute_capability or 'chip unknown'})"
+        if engines[position]:
+            yield Finding("gpu", Level.OK, f"{what} is listed by {', '.join(engines[position])}")
+        else:
+            found = f"no engine can use {what}: {'; '.join(reasons) or 'none is installed'}"
+            advice = "install an engine built for this chip and check that its --list-devices names the GPU"
+            yield _unless_spare("gpu", found, advice, spare=card and is_integrated(gpu))
+        yield from _chip_notes(what, gpu)
+
+
+def _engines_of_gpus(facts: NodeFacts) -> tuple[dict[int, list[str]], list[str]]:
+    """The engines that list each GPU, by its position, and why others do not."""
+    gpus = facts.snapshot.detection.gpus
     engines: dict[int, list[str]] = {position: [] for position in range(len(gpus))}
     reasons: list[str] = []
     for status in facts.statuses:
@@ -131,19 +181,11 @@ def check_engines_of_gpus(facts: NodeFacts) -> Iterator[Finding]:
         for item in usable:
             engines[item.position].append(status.backend.value)
         reasons.extend(f"{status.backend}: {reason}" for reason in why_not)
-    for position, gpu in enumerate(gpus):
-        what = f"{gpu.device_name} ({gpu.gfx_version or gpu.compute_capability or 'chip unknown'})"
-        if engines[position]:
-            yield Finding("gpu", Level.OK, f"{what} is listed by {', '.join(engines[position])}")
-        else:
-            advice = "install an engine built for this chip and check that its --list-devices names the GPU"
-            listed = "; ".join(reasons) or "none is installed"
-            yield Finding("gpu", Level.PROBLEM, f"no engine can use {what}: {listed}", advice)
-        yield from _chip_notes(what, gpu)
+    return engines, reasons
 
 
 def _chip_notes(what: str, gpu: GPUInfo) -> Iterator[Finding]:
-    for note in gpu.notes:
+    for note in (note for note in gpu.notes if not _is_by_nature(gpu, note)):
         advice = "update the driver and its library; what is not known is not planned with"
         yield Finding("gpu", Level.WARNING, f"{what}: {note}", advice)
     if gpu.gfx_version is not None and gpu.gfx_version not in VLLM_ROCM_GFX:
@@ -156,6 +198,15 @@ def _chip_notes(what: str, gpu: GPUInfo) -> Iterator[Finding]:
         least = ".".join(map(str, VLLM_CUDA_CAPABILITY))
         found = f"{what}: vLLM needs compute capability {least} or higher"
         yield Finding("gpu", Level.NOTE, f"{found}: use GGUF models on it")
+
+
+def _is_by_nature(gpu: GPUInfo, note: str) -> bool:
+    """Whether a note tells how such chips are made, and not that something failed."""
+    if note.startswith("memory: "):
+        without_own = gpu.unified_memory and gpu.gpu_type is GPUType.NVIDIA
+        return without_own or (gpu.mig_profile is not None and "shared with the other" in note)
+    chip = classify_gfx(gpu.gfx_version) if gpu.gfx_version is not None else None
+    return chip is not None and chip.family is not None and note == chip.note
 
 
 def _version(text: str | None) -> tuple[int, ...] | None:
