@@ -85,8 +85,8 @@ class NodeOwnerActor:
     async def rehearse(self, plan: Plan) -> tuple[str, ...]:
         return await (await self._ready()).rehearse(plan)
 
-    async def fetch(self, model: str, ticket: str) -> FetchState:
-        return await (await self._ready()).fetch(model, ticket)
+    async def fetch(self, model: str, ticket: str, commit: str | None) -> FetchState:
+        return await (await self._ready()).fetch(model, ticket, commit)
 
     async def fetch_progress(self, ticket: str) -> FetchState | None:
         return await (await self._ready()).fetch_progress(ticket)

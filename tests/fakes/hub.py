@@ -43,16 +43,24 @@ class Sparse(Announced):
 
 @dataclass
 class Repo:
-    """One repository. ``token`` makes it private, ``gated`` refuses everyone by name."""
+    """One repository. ``token`` makes it private, ``gated`` refuses everyone by name; ``earlier`` is what
+    was in it before.
+    """
 
     files: dict[str, bytes | Announced]
     token: str | None = None
     gated: bool = False
+    earlier: "Repo | None" = None
 
     @property
     def commit(self) -> str:
         listing = "".join(f"{name}:{self.etag(name)}" for name in sorted(self.files))
         return hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
+
+    def at(self, revision: str) -> "Repo | None":
+        if revision in {"main", self.commit}:
+            return self
+        return self.earlier.at(revision) if self.earlier is not None else None
 
     def size(self, name: str) -> int:
         content = self.files[name]
@@ -218,7 +226,7 @@ class _HubHandler(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"]:
             return self._answer_api("/".join(parts[2:4]), parts[4:])
         if parts[0] == "storage":
-            return self._answer_storage("/".join(parts[1:3]), "/".join(parts[3:]))
+            return self._answer_storage("/".join(parts[1:3]), "/".join(parts[3:]), urlsplit(self.path).query)
         if len(parts) >= 5 and parts[2] == "resolve":
             return self._answer_resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         return self._error(404, None)
@@ -230,10 +238,10 @@ class _HubHandler(BaseHTTPRequestHandler):
             self._error(403, "GatedRepo")
         elif repo is None or (repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}"):
             self._error(401, "RepoNotFound")
-        elif revision not in {"main", repo.commit}:
+        elif (found := repo.at(revision)) is None:
             self._error(404, "RevisionNotFound")
         else:
-            return repo
+            return found
         return None
 
     def _answer_api(self, repo_id: str, rest: list[str]) -> None:
@@ -277,13 +285,17 @@ class _HubHandler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{repo.etag(name)}"'}
         if repo.is_large(name):
             headers |= {"X-Linked-Etag": f'"{repo.etag(name)}"', "X-Linked-Size": str(repo.size(name))}
-            headers["Location"] = f"{self.hub.storage}/storage/{repo_id}/{name}"
+            headers["Location"] = f"{self.hub.storage}/storage/{repo_id}/{name}?{repo.commit}"
             self._send(302, headers, b"")
         else:
             self._send_content(repo, name, headers)
 
-    def _answer_storage(self, repo_id: str, name: str) -> None:
-        self._send_content(self.hub.repos[repo_id], name, {})
+    def _answer_storage(self, repo_id: str, name: str, commit: str) -> None:
+        repo = self.hub.repos[repo_id].at(commit)
+        if repo is None:
+            self._error(404, None)
+        else:
+            self._send_content(repo, name, {})
 
     def _send_content(self, repo: Repo, name: str, headers: dict[str, str]) -> None:
         content = repo.files[name]

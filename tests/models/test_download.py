@@ -26,7 +26,7 @@ from xgen_ray.errors import (
     ModelNotFound,
     XgenRayError,
 )
-from xgen_ray.models import DownloadProgress, ModelTask, download, inspect, parse_source
+from xgen_ray.models import DownloadProgress, ModelTask, commit_of, download, inspect, parse_source
 from xgen_ray.models.cache import CachedRepo
 from xgen_ray.models.transfer import BlobTransfer, Meter, Site
 
@@ -474,6 +474,88 @@ class TestWithoutTheHub:
         hub.faults.silent["resolve"] = threading.Event()
         with pytest.raises(DownloadFailed, match=r"nothing happened for 2 s\. Check the network"):
             fetch("hf:o/n", timeout_s=0.2)
+
+
+class TestACommit:
+    """A model is fetched as it was planned, whatever the hub has by now."""
+
+    @pytest.fixture
+    def old(self, hub: StandInHub, gguf_bytes: bytes, tmp_path: Path) -> str:
+        """The commit before the publisher uploaded the file again."""
+        old = Repo({BIG: gguf_bytes})
+        again = write_gguf(tmp_path / "again.gguf", elements=SIZE // 5).read_bytes()
+        hub.repos["o/n"] = Repo({BIG: again, "README.md": b"again"}, earlier=old)
+        return old.commit
+
+    def test_is_what_arrives_and_what_is_known_without_the_hub(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes, old: str
+    ) -> None:
+        path = fetch("hf:o/n", commit=old)
+        assert (path.parent.name, path.read_bytes()) == (old, gguf_bytes)
+        hub.seen.clear()
+        assert fetch("hf:o/n", offline=True) == path
+        assert not hub.seen
+
+    def test_does_not_take_back_a_revision(self, fetch: Callable[..., Path], old: str) -> None:
+        newest = fetch("hf:o/n")
+        assert fetch("hf:o/n", commit=old) != newest
+        assert fetch("hf:o/n", offline=True) == newest
+
+    def test_is_used_though_the_hub_has_it_no_more(
+        self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes, old: str
+    ) -> None:
+        path = fetch("hf:o/n", commit=old)
+        hub.repos["o/n"].earlier = None
+        assert fetch("hf:o/n", commit=old) == path
+        path.unlink()
+        with pytest.raises(ModelNotFound, match=f"o/n has no revision {old}"):
+            fetch("hf:o/n", commit=old)
+
+
+class TestAChoiceOfFiles:
+    """What of a repository was fetched by name says nothing of what it is without one."""
+
+    others = (BIG, "m.Q8_0.gguf", "m.Q2_K.gguf")
+
+    @pytest.fixture(autouse=True)
+    def repo(self, hub: StandInHub, gguf_bytes: bytes) -> None:
+        hub.repos["o/n"] = Repo(dict.fromkeys(self.others, gguf_bytes))
+
+    @pytest.mark.parametrize("named", [others[1:2], others[1:], others[:1]])
+    def test_is_not_made_out_of_the_cache(self, fetch: Callable[..., Path], named: tuple[str, ...]) -> None:
+        for name in named:
+            fetch(f"hf:o/n:{name}")
+        with pytest.raises(ModelNotFound, match=rf"only the hub knows .* here is .*{named[0]}.*name the file"):
+            fetch("hf:o/n", offline=True)
+        assert fetch("hf:o/n").name == BIG
+
+    def test_is_remembered(self, hub: StandInHub, fetch: Callable[..., Path]) -> None:
+        chosen = fetch("hf:o/n")
+        for name in self.others[1:]:
+            fetch(f"hf:o/n:{name}")
+        assert fetch("hf:o/n", offline=True) == chosen
+        hub.faults.statuses["api"] = [503] * 9
+        assert fetch("hf:o/n") == chosen
+
+    def test_is_asked_for_where_nobody_can_make_it(self, hub: StandInHub, fetch: Callable[..., Path]) -> None:
+        fetch("hf:o/n:m.Q8_0.gguf")
+        hub.faults.statuses["api"] = [503] * 9
+        with pytest.raises(DownloadFailed, match=r"here is m\.Q8_0\.gguf, name the file .* hf:o/n:m\.Q8_0"):
+            fetch("hf:o/n")
+
+
+@pytest.mark.parametrize(
+    ("path", "commit"),
+    [
+        (f"/c/models--o--n/snapshots/{'a' * 40}", "a" * 40),
+        (f"/c/models--o--n/snapshots/{'a' * 40}/sub/m.gguf", "a" * 40),
+        (f"/snapshots/old/models--o--n/snapshots/{'b' * 40}/m.gguf", "b" * 40),
+        ("/models/m.gguf", None),
+        ("/models/snapshots/m.gguf", None),
+    ],
+)
+def test_the_commit_of_a_path(path: str, commit: str | None) -> None:
+    assert commit_of(path) == commit
 
 
 def test_files_beyond_plain_http_are_left_to_the_library(

@@ -264,6 +264,16 @@ class TestBadNetworks:
         hub.faults.drop_after["config.json"] = [10]
         assert ask("hf:o/n").layer_count == 4
 
+    def test_what_is_here_is_named_where_the_hub_cannot_choose(
+        self, hub: StandInHub, cache: Path, ask: Ask, tmp_path: Path
+    ) -> None:
+        content = write_gguf(tmp_path / "m.gguf").read_bytes()
+        hub.repos["o/n"] = Repo({"m.Q8_0.gguf": content, "m.Q4_K_M.gguf": content})
+        download(parse_source("hf:o/n:m.Q8_0.gguf"), cache, endpoint=hub.endpoint)
+        hub.faults.statuses["api"] = [503]
+        with pytest.raises(DownloadFailed, match=r"cannot be reached, .* use it: hf:o/n:m\.Q8_0\.gguf\."):
+            ask("hf:o/n")
+
     def test_failures_that_stay(self, hub: StandInHub, ask: Ask) -> None:
         hub.repos["o/n"] = Repo(sharded())
         hub.faults.statuses["config.json"] = [500] * 3

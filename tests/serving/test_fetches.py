@@ -24,9 +24,13 @@ class HeldSources:
         self.cancelled = 0
 
     def fetch(
-        self, model: str, on_progress: Callable[[Progress], None], cancelled: threading.Event
+        self,
+        model: str,
+        on_progress: Callable[[Progress], None],
+        cancelled: threading.Event,
+        commit: str | None,
     ) -> ModelFacts:
-        self.started.append(model)
+        self.started.append(model if commit is None else f"{model} at {commit}")
         on_progress(Progress(stage="download", message=model))
         try:
             while not self.arrival.done():
@@ -83,6 +87,14 @@ def test_one_download_serves_all_tickets(fetches: Fetches, sources: HeldSources)
     sources.arrival.set_result(None)
     assert finished(fetches, "a") == finished(fetches, "b") == (FACTS, None)
     assert sources.started == ["hf:o/n"]
+
+
+def test_another_commit_is_another_download(fetches: Fetches, sources: HeldSources) -> None:
+    for ticket, commit in (("a", "c1"), ("b", "c1"), ("c", "c2"), ("a", "c2")):
+        fetches.start(ticket, "hf:o/n", commit)
+    sources.arrival.set_result(None)
+    assert finished(fetches, "a") == finished(fetches, "b") == (FACTS, None)
+    assert sorted(sources.started) == ["hf:o/n at c1", "hf:o/n at c2"]
 
 
 def test_the_last_ticket_to_go_cancels(fetches: Fetches, sources: HeldSources) -> None:

@@ -1,5 +1,6 @@
 """What a model is, read from its files, and how it gets onto this node."""
 
+from xgen_ray.models.cache import commit_of
 from xgen_ray.models.confinement import resolve_local
 from xgen_ray.models.download import download
 from xgen_ray.models.gguf_file import read_gguf
@@ -19,6 +20,7 @@ __all__ = [
     "RemoteModel",
     "Shelf",
     "ShelvedModel",
+    "commit_of",
     "default_name",
     "download",
     "inspect",

@@ -2,19 +2,21 @@
 
 import re
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path, PurePath
 
 from huggingface_hub.constants import DEFAULT_REVISION, REPO_ID_SEPARATOR
 
-from xgen_ray.errors import BadModelFile, ModelNotFound
+from xgen_ray.errors import BadModelFile, InvalidRequest, ModelNotFound
 from xgen_ray.models.files import read_text
-from xgen_ray.models.inspection import inspect
+from xgen_ray.models.inspection import first_parts, inspect
 from xgen_ray.models.selection import Selection, select
-from xgen_ray.models.sources import ModelSource
+from xgen_ray.models.sources import ModelSource, is_safe_filename
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_MAX_REFERENCE_BYTES = 256
+_MAX_NOTE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +54,38 @@ class CachedRepo:
         """Note which commit a revision is, for when the hub is out of reach."""
         if revision == commit:
             return
-        reference = self._reference(revision)
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        fresh = reference.with_name(f"{reference.name}.{threading.get_ident()}.tmp")
-        fresh.write_text(commit)
-        fresh.replace(reference)
+        _write(self._reference(revision), commit)
 
     def recall(self, revision: str | None) -> str | None:
         """The commit that a revision was when it was last downloaded."""
         if revision is not None and is_commit(revision):
             return revision
         try:
-            commit = read_text(self._reference(revision), _MAX_REFERENCE_BYTES).strip()
+            commit = read_text(self._reference(revision), _MAX_NOTE_BYTES).strip()
         except (ModelNotFound, BadModelFile):
             return None
         return commit if is_commit(commit) else None
 
+    def remember_choice(self, commit: str, entry: str) -> None:
+        """Note which GGUF file is meant at ``commit`` where none is named: what was not fetched is not here
+        to choose from.
+        """
+        _write(self._choice(commit), entry)
+
+    def recall_choice(self, commit: str) -> str | None:
+        """The GGUF file that was chosen at ``commit``."""
+        try:
+            entry = read_text(self._choice(commit), _MAX_NOTE_BYTES).strip()
+        except (ModelNotFound, BadModelFile):
+            return None
+        return entry if is_safe_filename(entry) else None
+
     def _reference(self, revision: str | None) -> Path:
         return self.folder / "refs" / (revision or DEFAULT_REVISION)
+
+    def _choice(self, commit: str) -> Path:
+        # Beside the library's own ``.no_exist``; it looks at neither when it lists the cache.
+        return self.folder / ".choice" / commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +100,66 @@ def is_commit(text: str) -> bool:
     return _COMMIT.match(text) is not None
 
 
-def find_cached(source: ModelSource, repo: CachedRepo) -> CachedModel:
-    """The model in the cache, without asking the hub. Raises ``ModelNotFound`` unless it is all there,
-    and ``InvalidRequest`` if there are several to choose from.
+def commit_of(path: str) -> str | None:
+    """The commit whose snapshot ``path`` lies in, if it lies in one."""
+    inside = (name for folder, name in pairwise(PurePath(path).parts) if folder == "snapshots")
+    return next((name for name in inside if is_commit(name)), None)
+
+
+def find_cached(source: ModelSource, repo: CachedRepo, commit: str | None = None) -> CachedModel:
+    """The model in the cache, without asking the hub: at ``commit``, else at what its revision was last.
+
+    Raises ``ModelNotFound`` unless it is all there, and where it is not known which file the hub chooses.
     """
-    commit = repo.recall(source.revision)
+    commit = commit or repo.recall(source.revision)
     snapshot = repo.snapshot(commit) if commit else None
-    if snapshot is None or not snapshot.is_dir():
+    if commit is None or snapshot is None or not snapshot.is_dir():
         raise ModelNotFound(f"{source} is not in the cache {repo.cache_dir}. Download it first.")
-    files = [path for path in snapshot.rglob("*") if path.is_file()]
-    sizes = {str(path.relative_to(snapshot)): path.stat().st_size for path in files}
+    sizes = _sizes(snapshot)
+    named = source if source.filename else replace(source, filename=repo.recall_choice(commit))
+    if undecided := _undecided(named, sizes):
+        raise ModelNotFound(f"{source} in the cache {repo.cache_dir}: {undecided}.")
     try:
-        selection = select(source, sizes)
+        selection = select(named, sizes)
         path = entry_path(snapshot, selection)
         inspect(path)
     except (BadModelFile, ModelNotFound) as error:
         message = f"{source} is not complete in the cache {repo.cache_dir}: {error} Download it first."
         raise ModelNotFound(message) from error
     return CachedModel(path, selection)
+
+
+def undecided(source: ModelSource, repo: CachedRepo) -> str | None:
+    """What is in the cache of a repository of which only the hub can say which file is meant, in words."""
+    commit = repo.recall(source.revision)
+    return _undecided(source, _sizes(repo.snapshot(commit))) if commit else None
+
+
+def _undecided(source: ModelSource, sizes: Mapping[str, int]) -> str | None:
+    if source.filename is not None:
+        return None
+    try:
+        if select(source, sizes).entry is None:
+            return None
+    except InvalidRequest:  # several
+        pass
+    except BadModelFile:  # none that is whole
+        return None
+    models = first_parts(sorted(name for name in sizes if name.lower().endswith(".gguf")))
+    advice = f"name the file to use it: hf:{source.repo}:{models[0]}"
+    return f"only the hub knows which GGUF model is meant; here is {', '.join(models)}, {advice}"
+
+
+def _sizes(snapshot: Path) -> dict[str, int]:
+    files = [path for path in snapshot.rglob("*") if path.is_file()]
+    return {str(path.relative_to(snapshot)): path.stat().st_size for path in files}
+
+
+def _write(note: Path, text: str) -> None:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    fresh = note.with_name(f"{note.name}.{threading.get_ident()}.tmp")
+    fresh.write_text(text)
+    fresh.replace(note)
 
 
 def entry_path(snapshot: Path, selection: Selection) -> Path:

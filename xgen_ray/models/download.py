@@ -33,6 +33,7 @@ def download(
     cancel: threading.Event | None = None,
     timeout_s: float = 15.0,
     offline: bool = False,
+    commit: str | None = None,
 ) -> Path:
     """Bring ``source`` into ``cache_dir`` and return its local path: the GGUF file, or the folder.
 
@@ -41,7 +42,9 @@ def download(
     out of reach, what is complete in the cache is used. Setting ``cancel`` ends the call within a fraction
     of a second; what was fetched is kept. ``timeout_s`` is how long the network may be silent. Without
     ``token`` the machine's own login at the hub counts, if it has one. ``offline`` asks no one and fetches
-    nothing: what is not complete in the cache is ``ModelNotFound``.
+    nothing: what is not complete in the cache is ``ModelNotFound``, and so is a GGUF model of a repository
+    whose files only the hub can choose from. ``commit`` is what to take the revision for, whatever it is at
+    the hub by now.
 
     Raises ``ModelNotFound``, ``DownloadFailed``, ``DiskFull`` (before anything is written, where sizes are
     known), ``BadModelFile`` and ``InvalidRequest`` (several models to choose from).
@@ -50,11 +53,11 @@ def download(
         raise InvalidRequest(f"{source} is a local path: there is nothing to download.", "model")
     cache = CachedRepo(Path(cache_dir).absolute(), source.repo)
     if offline:
-        return find_cached(source, cache).path
+        return find_cached(source, cache, commit).path
     # The hub's client takes half a second to import; only a download pays for it.
     from xgen_ray.models.errand import Errand
 
-    errand = Errand(source, cache, (endpoint or constants.ENDPOINT).rstrip("/"), token, timeout_s)
+    errand = Errand(source, cache, (endpoint or constants.ENDPOINT).rstrip("/"), token, timeout_s, commit)
     outcome = in_thread(errand.run)
     try:
         _watch(errand, outcome, on_progress, cancel)

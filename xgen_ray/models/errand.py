@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -33,7 +34,13 @@ class Errand:
     """One download, run in a thread of its own that may outlive the call by one network timeout."""
 
     def __init__(
-        self, source: ModelSource, cache: CachedRepo, endpoint: str, token: str | None, timeout_s: float
+        self,
+        source: ModelSource,
+        cache: CachedRepo,
+        endpoint: str,
+        token: str | None,
+        timeout_s: float,
+        commit: str | None,
     ) -> None:
         self.source = source
         self.endpoint = endpoint
@@ -42,6 +49,7 @@ class Errand:
         self.timeout_s = timeout_s
         self._cache = cache
         self._token = token
+        self._commit = commit
         self._selection: Selection | None = None
 
     def progress(self) -> DownloadProgress | None:
@@ -57,17 +65,19 @@ class Errand:
         return unreachable(self.source, self.endpoint, f"nothing happened for {self.meter.idle_s():.0f} s")
 
     def run(self) -> Path:
-        with translated_hub_errors(self.source, self.endpoint, self._cache.cache_dir):
+        wanted = replace(self.source, revision=self._commit) if self._commit else self.source
+        with translated_hub_errors(wanted, self.endpoint, self._cache.cache_dir):
             try:
                 listing = list_files(
-                    self.source,
+                    wanted,
                     self._cache.repo,
                     endpoint=self.endpoint,
                     token=self._token,
                     timeout_s=self.timeout_s,
                 )
             except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
-                if not is_unreachable(error):
+                # A commit is the same wherever it is, and may be gone at the hub.
+                if self._commit is None and not is_unreachable(error):
                     raise
                 return self._from_cache(error)
             self.meter.touch()
@@ -81,7 +91,10 @@ class Errand:
             self._each([name for name in missing if name not in large], lambda name: self._link(site, name))
             self._each(large, lambda name: BlobTransfer(site, name, self.meter, self.stop).run())
             self._each(large, lambda name: self._link(site, name))
-            self._cache.remember(self.source.revision, commit)
+            if self.source.filename is None and selection.entry is not None:
+                self._cache.remember_choice(commit, selection.entry)
+            if self._commit is None or self._cache.recall(self.source.revision) is None:
+                self._cache.remember(self.source.revision, commit)
             return entry_path(self._cache.snapshot(commit), selection)
 
     def _missing(self, site: Site, selection: Selection, files: Mapping[str, RemoteFile]) -> list[str]:
@@ -120,11 +133,14 @@ class Errand:
 
     def _from_cache(self, error: Exception) -> Path:
         """What is complete in the cache, where the hub cannot be asked."""
-        if self._cache.recall(self.source.revision) is None:
+        commit = self._commit or self._cache.recall(self.source.revision)
+        if commit is None:
             raise error
         try:
-            cached = find_cached(self.source, self._cache)
+            cached = find_cached(self.source, self._cache, commit)
         except ModelNotFound as incomplete:
+            if not is_unreachable(error):
+                raise error from None
             reason = f"the hub cannot be reached, and {incomplete}"
             raise unreachable(self.source, self.endpoint, reason) from error
         for name, size in cached.selection.files.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from xgen_ray.errors import BadModelFile, DownloadFailed, InvalidRequest
-from xgen_ray.models.cache import CachedRepo, entry_path
+from xgen_ray.models.cache import CachedRepo, entry_path, undecided
 from xgen_ray.models.inspection import inspect
 from xgen_ray.models.selection import Selection, select
 from xgen_ray.models.sources import ModelSource
@@ -73,8 +73,9 @@ def survey_remote(
     deadline_s: float = 120.0,
     limit_bytes: int = MAX_FETCHED_BYTES,
 ) -> RemoteModel:
-    """The facts of ``source`` and what downloading it would take. Asks the hub; writes nothing, and does
-    not look into the cache: with the hub out of reach it fails, where a download may not.
+    """The facts of ``source`` and what downloading it would take. Asks the hub; writes nothing, and takes
+    nothing from the cache: with the hub out of reach it fails, where a download may not, and says what is
+    there to choose from.
 
     Blocks for at most ``deadline_s``; ``timeout_s`` is how long the network may be silent. At most
     ``limit_bytes`` of files are fetched. Raises what ``download`` and ``inspect`` do: ``ModelNotFound``,
@@ -121,15 +122,24 @@ class _Survey:
 
     def run(self) -> RemoteModel:
         # The hub's client takes half a second to import; only who asks the hub pays for it.
-        from xgen_ray.models.hub_errors import translated_hub_errors
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        from xgen_ray.models.hub_errors import is_unreachable, translated_hub_errors, unreachable
         from xgen_ray.models.hub_files import HubFiles, Place
         from xgen_ray.models.listing import list_files
 
         source, repo = self._source, self._cache.repo
         with translated_hub_errors(source, self._endpoint, self._cache.cache_dir):
-            listing = list_files(
-                source, repo, endpoint=self._endpoint, token=self._token, timeout_s=self._timeout_s
-            )
+            try:
+                listing = list_files(
+                    source, repo, endpoint=self._endpoint, token=self._token, timeout_s=self._timeout_s
+                )
+            except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
+                here = undecided(source, self._cache)
+                if here is None or not is_unreachable(error):
+                    raise
+                raise unreachable(source, self._endpoint, f"it cannot be reached, and {here}") from error
             selection = select(source, listing.sizes)
             place = Place(source, repo, listing.commit, self._endpoint, self._token, self._timeout_s)
             folder = self._cache.snapshot(listing.commit)

@@ -20,7 +20,11 @@ class Sources(Protocol):
     """Brings files here. Blocks; ends soon after ``cancelled`` is set."""
 
     def fetch(
-        self, model: str, on_progress: Callable[[Progress], None], cancelled: threading.Event
+        self,
+        model: str,
+        on_progress: Callable[[Progress], None],
+        cancelled: threading.Event,
+        commit: str | None,
     ) -> ModelFacts: ...
 
 
@@ -52,7 +56,7 @@ class _Flight:
     """One download. Its thread writes ``latest``; everything else belongs to the owner's event loop."""
 
     model: str
-    source: str
+    wanted: tuple[str, str | None]
     cancelled: threading.Event
     outcome: Future[ModelFacts]
     latest: _Latest
@@ -67,20 +71,21 @@ class Fetches:
         self._clock = clock
         self._flights: dict[str, _Flight] = {}
 
-    def start(self, ticket: str, model: str) -> FetchState:
-        """Fetches ``model``, unless somebody does already; returns at once.
+    def start(self, ticket: str, model: str, commit: str | None = None) -> FetchState:
+        """Fetches ``model``, as it was at ``commit`` if one is given, unless somebody does already; returns
+        at once.
 
         Raises InvalidRequest for what names no model.
         """
-        source = str(parse_source(model))
+        wanted = str(parse_source(model)), commit
         self._prune()
         known = self._flights.get(ticket)
-        if known is None or known.source != source:
+        if known is None or known.wanted != wanted:
             self.drop(ticket)
-            under_way = (one for one in self._flights.values() if one.source == source)
+            under_way = (one for one in self._flights.values() if one.wanted == wanted)
             self._flights[ticket] = next(
                 (one for one in under_way if not one.outcome.done()), None
-            ) or self._take_off(model, source)
+            ) or self._take_off(model, wanted)
         return self._state(ticket)
 
     def look(self, ticket: str) -> FetchState | None:
@@ -99,10 +104,10 @@ class Fetches:
         for ticket in list(self._flights):
             self.drop(ticket)
 
-    def _take_off(self, model: str, source: str) -> _Flight:
+    def _take_off(self, model: str, wanted: tuple[str, str | None]) -> _Flight:
         cancelled, latest = threading.Event(), _Latest()
-        outcome = in_thread(lambda: self._sources.fetch(model, latest.note, cancelled))
-        return _Flight(model, source, cancelled, outcome, latest)
+        outcome = in_thread(lambda: self._sources.fetch(model, latest.note, cancelled, wanted[1]))
+        return _Flight(model, wanted, cancelled, outcome, latest)
 
     def _state(self, ticket: str) -> FetchState:
         flight = self._flights[ticket]

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from xgen_ray.errors import BadModelFile, NotReady, XgenRayError
-from xgen_ray.models import ModelFacts
+from xgen_ray.models import ModelFacts, commit_of
 from xgen_ray.placement.types import Plan
 from xgen_ray.schema import Progress
 from xgen_ray.serving.apps import Apps, BuildEngine
@@ -132,10 +132,12 @@ class Hands:
                     self._post(AppPrepared(app, plan, time.time()))
 
     async def _fetch(self, effect: PrepareApp) -> ModelFacts:
-        """The facts of the model's files on the app's node, once they are there."""
-        ticket, model = effect.app, effect.request.model
+        """The facts of the model's files on the app's node, once they are there: the files that the plan is
+        for, whatever the hub has under their name by now.
+        """
+        ticket, model, commit = effect.app, effect.request.model, commit_of(effect.plan.facts.path)
         reported: Progress | None = None
-        state = await self._nodes.fetch(effect.node_id, model, ticket)
+        state = await self._nodes.fetch(effect.node_id, model, ticket, commit)
         try:
             while not state.is_over:
                 if state.progress is not None and state.progress != reported:
@@ -144,7 +146,7 @@ class Hands:
                 await asyncio.sleep(FETCH_POLL_S)
                 # An owner that started anew knows nothing of it: asking again goes on where it was.
                 answer = await self._nodes.fetch_progress(effect.node_id, ticket)
-                state = answer or await self._nodes.fetch(effect.node_id, model, ticket)
+                state = answer or await self._nodes.fetch(effect.node_id, model, ticket, commit)
         finally:
             await self._drop_fetch(effect.node_id, ticket)
         if state.error is not None:

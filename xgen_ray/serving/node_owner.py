@@ -232,13 +232,13 @@ class NodeOwner:
         """The command that would start ``plan`` here. Raises what the start would be refused with."""
         return await self._machine.rehearse(plan)
 
-    async def fetch(self, model: str, ticket: str) -> FetchState:
-        """Brings the files of ``model`` here; returns at once. ``ticket`` is the caller's own name for it,
-        the app's if it is for one. Raises WrongState for one that was released.
+    async def fetch(self, model: str, ticket: str, commit: str | None = None) -> FetchState:
+        """Brings the files of ``model`` here, as they were at ``commit``; returns at once. ``ticket`` is the
+        caller's own name for it, the app's if it is for one. Raises WrongState for one that was released.
         """
         if ticket in self._released:
             raise WrongState(_released(ticket).message)
-        return self._fetches.start(ticket, model)
+        return self._fetches.start(ticket, model, commit)
 
     async def fetch_progress(self, ticket: str) -> FetchState | None:
         """None for a ticket that is not known, such as one of an earlier life of this owner: fetch again."""

@@ -177,8 +177,8 @@ class Nodes:
         answer: tuple[str, ...] = await self._ask(node_id, "rehearse", plan)
         return answer
 
-    async def fetch(self, node_id: str, model: str, ticket: str) -> FetchState:
-        answer: FetchState = await self._ask(node_id, "fetch", model, ticket)
+    async def fetch(self, node_id: str, model: str, ticket: str, commit: str | None) -> FetchState:
+        answer: FetchState = await self._ask(node_id, "fetch", model, ticket, commit)
         return answer
 
     async def fetch_progress(self, node_id: str, ticket: str) -> FetchState | None:

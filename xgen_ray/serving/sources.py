@@ -41,9 +41,13 @@ class SourceFinder:
             resolve_local(source.path, self._model_dirs)
 
     def fetch(
-        self, model: str, on_progress: Callable[[Progress], None], cancelled: threading.Event
+        self,
+        model: str,
+        on_progress: Callable[[Progress], None],
+        cancelled: threading.Event,
+        commit: str | None,
     ) -> ModelFacts:
-        """The facts of ``model``, once its files are on this node."""
+        """The facts of ``model``, once its files are on this node; those of ``commit``, if one is given."""
         source = parse_source(model)
         on_progress(Progress(stage="resolve", message=f"looking for {source}"))
         if source.path is not None:
@@ -60,13 +64,14 @@ class SourceFinder:
                 token=self._token,
                 endpoint=self._endpoint,
                 cancel=cancelled,
+                commit=commit,
             )
         )
 
     def facts_if_present(self, model: str) -> ModelFacts:
         """The facts of ``model`` if its files are on this node; fetches nothing.
 
-        Raises ModelNotFound for a repository that has not been downloaded.
+        Raises ModelNotFound for a repository that has not been downloaded, or of which other files have.
         """
         source = parse_source(model)
         if source.path is not None:
