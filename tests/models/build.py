@@ -22,9 +22,9 @@ def write_gguf(
     further: Sequence[str] = (),
     **keys: Any,
 ) -> Path:
-    """A GGUF file of one tensor, and small ``further`` ones. ``keys`` are the architecture's own; ``None`` leaves a default out, a
-    dot in a name is written as two underscores, and ``general__``, ``tokenizer__`` and ``split__`` names
-    are not the architecture's.
+    """A GGUF file of one tensor, and small ``further`` ones. ``keys`` are the architecture's own; ``None``
+    leaves a default out, a dot in a name is written as two underscores, and ``general__``, ``tokenizer__``
+    and ``split__`` names are not the architecture's.
     """
     writer = GGUFWriter(path, architecture)
     defaults: dict[str, Any] = {

@@ -525,7 +525,8 @@ class TestAChoiceOfFiles:
     def test_is_not_made_out_of_the_cache(self, fetch: Callable[..., Path], named: tuple[str, ...]) -> None:
         for name in named:
             fetch(f"hf:o/n:{name}")
-        with pytest.raises(ModelNotFound, match=rf"only the hub knows .* here is .*{named[0]}.*name the file"):
+        told = rf"only the hub knows .* here is .*{named[0]}.*name the file"
+        with pytest.raises(ModelNotFound, match=told):
             fetch("hf:o/n", offline=True)
         assert fetch("hf:o/n").name == BIG
 
