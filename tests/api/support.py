@@ -427,6 +427,7 @@ class InMemoryControl:
     excluded: dict[str, set[Backend]] = field(default_factory=dict)
     finish_loading: asyncio.Event = field(default_factory=asyncio.Event)
     load_waits: asyncio.Event = field(default_factory=asyncio.Event)
+    unload_waits: asyncio.Event = field(default_factory=asyncio.Event)
     wait_abandoned: asyncio.Event = field(default_factory=asyncio.Event)
     asked_for_logs: asyncio.Event = field(default_factory=asyncio.Event)
     fail_with: XgenRayError | None = None
@@ -457,7 +458,13 @@ class InMemoryControl:
         self.local.clear()
         self.found = (NODE, SILENT)
         self.looks = 0
-        for event in (self.finish_loading, self.load_waits, self.wait_abandoned, self.asked_for_logs):
+        for event in (
+            self.finish_loading,
+            self.load_waits,
+            self.unload_waits,
+            self.wait_abandoned,
+            self.asked_for_logs,
+        ):
             event.clear()
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
@@ -481,7 +488,9 @@ class InMemoryControl:
             self.models[name] = _status(name, request.model, Phase.READY)
         return self.models[name]
 
-    async def unload(self, name: str) -> ModelStatus:
+    async def unload(self, name: str, *, wait: bool) -> ModelStatus:
+        if wait:
+            self.unload_waits.set()
         return self._known(name).model_copy(update={"phase": Phase.UNLOADING})
 
     async def restart(self, name: str) -> ModelStatus:

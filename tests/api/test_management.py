@@ -134,7 +134,11 @@ async def test_a_plan_that_refuses_is_an_answer(managed: Managed) -> None:
 
 async def test_unload(managed: Managed) -> None:
     await managed.client.post("/load?wait=false", json={"model": "org/tiny", "name": "org/tiny"})
+    going = await managed.client.post("/unload?wait=false", json={"name": "org/tiny"})
+    assert (going.status_code, going.json()["phase"]) == (202, "unloading")
+    assert not managed.control.unload_waits.is_set()
     assert (await managed.post("/unload", name="org/tiny")).json()["phase"] == "unloading"
+    assert managed.control.unload_waits.is_set()
     missing = await managed.post("/unload", name="nope")
     assert missing.status_code == 404
     assert "org/tiny" in error_of(missing)["message"]

@@ -200,7 +200,7 @@ class Desk:
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         return self.begin(request)
 
-    async def unload(self, name: str) -> ModelStatus:
+    async def unload(self, name: str, *, wait: bool) -> ModelStatus:
         gone = self._status_of(name)
         self._call(lambda caller: UnloadAsked(name, caller, time.time()))
         self.feed(AppsObserved({}, {}, {}, time.time()))
@@ -208,7 +208,7 @@ class Desk:
 
     async def restart(self, name: str) -> ModelStatus:
         request = self._state.models[name].request
-        await self.unload(name)
+        await self.unload(name, wait=True)
         return await self.load(request, wait=False)
 
     async def scale(self, request: ScaleRequest) -> ModelStatus:

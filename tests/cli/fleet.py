@@ -276,7 +276,8 @@ class Fleet:
         )
         return self.models[name]
 
-    async def unload(self, name: str) -> ModelStatus:
+    async def unload(self, name: str, *, wait: bool) -> ModelStatus:
+        assert not wait, "streams may run for longer than a client waits for an answer"
         self.models[name] = self._known(name).model_copy(update={"phase": Phase.UNLOADING})
         return self.models[name]
 

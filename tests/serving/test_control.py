@@ -128,6 +128,16 @@ async def test_a_restart_is_answered_once_it_is_under_way(tmp_path: Path) -> Non
     await control.stop()
 
 
+async def test_an_unload_without_waiting_returns_while_it_goes_on(tmp_path: Path) -> None:
+    control = made(tmp_path)
+    await control.start()
+    await control.load(request("small", pool="a"), wait=False)
+    assert (await control.unload("small", wait=False)).phase is Phase.UNLOADING
+    with pytest.raises(ModelNotFound):
+        await control.unload("small", wait=False)
+    await control.stop()
+
+
 async def test_others_get_their_turns_between_two_events(tmp_path: Path) -> None:
     loop = ControlLoop(LoopSettings(tmp_path, ()), Running(), Waiting)
     await loop.start()

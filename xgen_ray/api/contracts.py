@@ -66,8 +66,8 @@ class ControlPlane(Protocol):
         Cancelling the call ends the waiting, never the load. Loading what is loaded is no error.
         """
 
-    async def unload(self, name: str) -> ModelStatus:
-        """Stop serving ``name``, and return its last state once its engines are gone.
+    async def unload(self, name: str, *, wait: bool) -> ModelStatus:
+        """Stop serving ``name``; with ``wait`` return its last state once its engines are gone.
 
         Running requests may finish first. Cancelling the call ends the waiting, never the unload. Raises
         ModelNotFound.

@@ -201,13 +201,25 @@ def _orders(control: ControlPlane) -> APIRouter:
             return await control.load(body, wait=False)
         return await _while_connected(request, control.load(body, wait=True))
 
-    @router.post("/unload", summary="Stop serving a model")
-    async def unload(body: NameRequest) -> ModelStatus:
-        """Answers when its engines are gone. Requests that run may finish before.
+    @router.post(
+        "/unload",
+        summary="Stop serving a model",
+        responses={202: {"model": ModelStatus, "description": "Unloading"}},
+    )
+    async def unload(
+        body: NameRequest,
+        request: Request,
+        response: Response,
+        wait: Annotated[bool, Query(description="Answer when its engines are gone; else at once.")] = True,
+    ) -> ModelStatus:
+        """Requests that run may finish before.
 
         A client that stops waiting does not stop the unload.
         """
-        return await control.unload(body.name)
+        if not wait:
+            response.status_code = 202
+            return await control.unload(body.name, wait=False)
+        return await _while_connected(request, control.unload(body.name, wait=True))
 
     @router.post("/restart", summary="Unload a model and load it again")
     async def restart(body: NameRequest) -> ModelStatus:

@@ -98,7 +98,8 @@ class Server:
         return self._management("POST", "load", ModelStatus, body=_body(request), query={"wait": "false"})
 
     def unload(self, name: str) -> ModelStatus:
-        return self._management("POST", "unload", ModelStatus, body={"name": name})
+        """Start an unload and return at once: requests that run may take their time to finish."""
+        return self._management("POST", "unload", ModelStatus, body={"name": name}, query={"wait": "false"})
 
     def nodes(self) -> NodesReport:
         """Return every node of the cluster, also those that do not answer."""

@@ -122,16 +122,25 @@ class Control:
                 outcome.result()
         return self._status_of(self._model(name))
 
-    async def unload(self, name: str) -> ModelStatus:
-        """Returns once the model's engines are gone, those of all its pools. Raises ModelNotFound."""
+    async def unload(self, name: str, *, wait: bool) -> ModelStatus:
+        """Stops the model's engines, those of all its pools; with ``wait`` returns once they are gone.
+        Raises ModelNotFound.
+        """
         leaving = self._pools(name)
         last = self._status_of(leaving[0])
-        await asyncio.gather(*(self._unload(model.name) for model in leaving))
+        outcomes = []
+        for model in leaving:
+            caller, outcome = self._loop.caller()
+            self._loop.post(UnloadAsked(model.name, caller, time.time()))
+            outcomes.append(outcome)
+        if wait:
+            await asyncio.gather(*outcomes)
+        else:
+            await self._loop.caught_up()
+            if (going := self._loop.state.models.get(leaving[0].name)) is not None:
+                return self._status_of(going)
         gone = {"phase": Phase.UNLOADING, "reason": "unloaded", "endpoint": None, "replicas": ()}
         return last.model_copy(update=gone)
-
-    async def _unload(self, name: str) -> None:
-        await self._loop.ask(lambda caller: UnloadAsked(name, caller, time.time()))
 
     async def restart(self, name: str) -> ModelStatus:
         """Ends the model's engines, those of all its pools, and loads it again as it was asked for. Returns
