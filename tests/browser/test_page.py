@@ -217,6 +217,11 @@ def test_the_keyboard_is_enough(browser: Browser, url: str) -> None:
         expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+def test_an_address_typed_by_hand_may_have_a_percent_sign(browser: Browser, url: str) -> None:
+    with tab(browser, f"{url}#/models/50%") as page:
+        expect(page.get_by_role("heading", level=1)).to_have_text("50%")
+
+
 def test_it_speaks_the_readers_language_and_keeps_what_was_chosen(browser: Browser, url: str) -> None:
     with tab(browser, url, language="ko-KR") as page:
         expect(page.get_by_role("heading", level=1)).to_have_text("모델")

@@ -34,6 +34,7 @@ def test_an_error_ends_the_same_way_from_here_and_from_afar(kind: type[errors.Xg
         (errors.ModelNotFound, ExitCode.USAGE),
         (errors.UnknownOption, ExitCode.USAGE),
         (errors.Unauthorized, ExitCode.UNAUTHORISED),
+        (errors.Forbidden, ExitCode.UNAUTHORISED),
         (errors.PlacementRefused, ExitCode.REFUSED),
         (errors.RequestTimeout, ExitCode.TIMED_OUT),
     ],

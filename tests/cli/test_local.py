@@ -1,7 +1,11 @@
 """What needs no server: this machine's hardware, and a plan for it."""
 
 import json
+import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,30 @@ def test_a_model_that_was_never_fetched_is_planned_from_its_header(
     assert not list(tmp_path.rglob("small.gguf"))
     assert missing.returncode == ExitCode.USAGE
     assert "org/other" in missing.stderr
+
+
+def test_a_server_that_is_there_and_does_not_answer_is_not_taken_for_none(call: Call) -> None:
+    with broken_server() as url:
+        result = call("plan", str(MODEL), env={"XGEN_RAY_URL": url})
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert "broke" in result.stderr
+    assert result.stdout == ""
+
+
+@contextmanager
+def broken_server() -> Iterator[str]:
+    """The address of a server that takes one connection and closes it without a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)
 
 
 def test_a_plan_for_another_machine_is_not_made_here(call: Call) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from xgen_ray.cli.exits import CommandError, ExitCode
-from xgen_ray.cli.options import absolute, engine_options, load_request, option_list
+from xgen_ray.cli.options import absolute, engine_commands, engine_options, load_request, option_list
 from xgen_ray.placement.types import Backend, EngineOptions
 
 
@@ -56,6 +56,14 @@ def test_a_pair_becomes_a_typed_option(pair: str, field: str, value: object) -> 
 def test_what_makes_no_sense_is_refused_with_its_name(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(CommandError, match=complaint) as caught:
         engine_options(**arguments)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_command_of_an_engine_is_cut_into_words_as_a_shell_does() -> None:
+    commands = engine_commands(["vllm-cuda='/opt/my vllm/bin/python' -X dev"])
+    assert commands == {Backend.VLLM_CUDA: ("/opt/my vllm/bin/python", "-X", "dev")}
+    with pytest.raises(CommandError, match="--engine vllm-cuda .* No closing quotation") as caught:
+        engine_commands(['vllm-cuda=/opt/x "y'])
     assert caught.value.exit_code is ExitCode.USAGE
 
 

@@ -36,7 +36,7 @@ Exit codes:
   1    it failed: a load that ended badly, an engine that died
   2    the request is at fault: usage, an unknown model, a bad file
   3    no server can be reached
-  4    not authorised: no API key, or a wrong one
+  4    not authorised: no API key, a wrong one, or one that may not do this
   5    refused by placement: nothing here can run the model
   6    timed out; what was asked for may still go on
   130  interrupted

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from xgen_ray import __version__
 from xgen_ray.bench.sse import Delta, EventDecoder, error_text, read_delta
 from xgen_ray.cli.exits import CommandError, ExitCode, code_of_answer
+from xgen_ray.errors import Forbidden
 from xgen_ray.schema import (
     DrainReport,
     DrainRequest,
@@ -44,12 +45,23 @@ class ServerRefusal(CommandError):
         self, exit_code: ExitCode, message: str, status: int, code: str | None, details: Mapping[str, Any]
     ) -> None:
         hint = None
-        if exit_code is ExitCode.UNAUTHORISED:
+        if exit_code is ExitCode.UNAUTHORISED and code != Forbidden.code:
             hint = "Give the server's key in XGEN_RAY_API_KEY or with --api-key."
         super().__init__(exit_code, message, hint)
         self.status = status
         self.code = code
         self.details = details
+
+
+class NoServer(CommandError):
+    """Nobody takes a connection at the address."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            ExitCode.UNREACHABLE,
+            f"No server answers at {url} ({reason}).",
+            "Start one with `xgen-ray up`, or say where it is with --url or XGEN_RAY_URL.",
+        )
 
 
 class Server:
@@ -208,11 +220,7 @@ class Server:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise CommandError(
-                ExitCode.UNREACHABLE,
-                f"No server answers at {self.url} ({_reason(error)}).",
-                "Start one with `xgen-ray up`, or say where it is with --url or XGEN_RAY_URL.",
-            ) from None
+            raise NoServer(self.url, _reason(error)) from None
         except httpx.TimeoutException:
             raise CommandError(
                 ExitCode.TIMED_OUT,

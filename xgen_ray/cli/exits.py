@@ -4,7 +4,7 @@
 1    it failed: a load that ended badly, an engine that died, a server's own fault
 2    the request is at fault: usage, an unknown model or option, a bad file (HTTP 4xx)
 3    no server can be reached
-4    not authorised: no API key, or a wrong one
+4    not authorised: no API key, a wrong one, or one that may not do this
 5    refused by placement: nothing here can run the model
 6    timed out; what was asked for may still go on
 130  interrupted
@@ -50,6 +50,7 @@ _BY_CLASS: Mapping[type[errors.XgenRayError], ExitCode] = MappingProxyType(
         errors.InvalidRequest: ExitCode.USAGE,
         errors.RequestTimeout: ExitCode.TIMED_OUT,
         errors.Unauthorized: ExitCode.UNAUTHORISED,
+        errors.Forbidden: ExitCode.UNAUTHORISED,
         errors.ModelNotFound: ExitCode.USAGE,
         errors.NameConflict: ExitCode.USAGE,
         errors.WrongState: ExitCode.USAGE,

@@ -298,7 +298,7 @@ def engine_options(
 
 
 def engine_commands(pairs: Iterable[str]) -> dict[Backend, tuple[str, ...]]:
-    """Return the engines that ``BACKEND=COMMAND`` pairs name. Raises ``ConfigError`` for one that is none."""
+    """Return the engines that ``BACKEND=COMMAND`` pairs name. Raises what says why one is none."""
     commands: dict[Backend, tuple[str, ...]] = {}
     for pair in pairs:
         name, _, command = pair.partition("=")
@@ -306,7 +306,7 @@ def engine_commands(pairs: Iterable[str]) -> dict[Backend, tuple[str, ...]]:
             raise ConfigError(
                 f"--engine {pair!r}: give BACKEND=COMMAND, with one of the backends {', '.join(Backend)}"
             )
-        commands[Backend(name)] = tuple(shlex.split(command))
+        commands[Backend(name)] = _shell_words(f"--engine {name}", command)
     return commands
 
 
@@ -349,7 +349,7 @@ def _pair(pair: str) -> tuple[str, Any]:
         case "gpus":
             return name, _gpus(text.split(","))
         case "extra_args":
-            return name, _shell_words(text)
+            return name, _shell_words(name, text)
         case _:
             return name, text
 
@@ -361,11 +361,11 @@ def _gpus(texts: Sequence[str]) -> tuple[int | str, ...]:
     return tuple(int(text) if text.isdecimal() else text for text in stripped)
 
 
-def _shell_words(text: str) -> tuple[str, ...]:
+def _shell_words(option: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        message = f"extra_args is cut into words as a shell does, and {text!r} has {error}."
+        message = f"{option} is cut into words as a shell does, and {text!r} has {error}."
         raise CommandError(ExitCode.USAGE, message) from None
 
 

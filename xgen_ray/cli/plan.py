@@ -10,7 +10,7 @@ from rich.text import Text
 
 from xgen_ray.cli import options, output
 from xgen_ray.cli.candidates import weighed
-from xgen_ray.cli.client import Server, is_loopback
+from xgen_ray.cli.client import NoServer, Server, is_loopback
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.placement.sizes import gib
 from xgen_ray.schema import AssignmentReport, LoadRequest, PlanReport
@@ -80,10 +80,9 @@ def _asked(request: LoadRequest, url: str, api_key: str | None) -> PlanReport:
     with Server(url, api_key) as server:
         try:
             return server.plan(request)
-        except CommandError as error:
+        except NoServer:
             # A plan for this machine says nothing about another one.
-            here = is_loopback(server.url) and _of_a_fleet(request) is None
-            if error.exit_code is not ExitCode.UNREACHABLE or not here:
+            if not is_loopback(server.url) or _of_a_fleet(request) is not None:
                 raise
     output.stderr().print(f"No server answers at {url}: this is for the machine as it is.", style="dim")
     return _planned_here(request)

@@ -117,7 +117,7 @@ def up(
         from xgen_ray.api.tracing import require_tracing
 
         require_tracing(otlp_endpoint)
-    sources = [_absolute(source) for source in load or ()]
+    sources = [options.absolute(source) for source in load or ()]
     base_url = f"http://{host if is_loopback(host) else _LOOPBACK}:{port}"
     control = ControlSettings(
         base_url=base_url,
@@ -276,10 +276,6 @@ def _require_free(host: str, port: int) -> None:
 def _model_dirs(given: list[Path] | None, sources: list[str]) -> tuple[Path, ...]:
     """The directories allowed, and those of the models that the operator has just named."""
     dirs = [path.absolute() for path in given] if given else [Path("models").absolute()]
-    named = [Path(source) for source in sources if not source.startswith("hf:")]
+    named = [path for path in map(Path, sources) if path.is_absolute()]
     dirs += [path if path.is_dir() else path.parent for path in named]
     return tuple(dict.fromkeys(dirs))
-
-
-def _absolute(source: str) -> str:
-    return source if source.startswith("hf:") else str(Path(source).absolute())

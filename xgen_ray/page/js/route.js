@@ -12,8 +12,17 @@ export function readAddress() {
   change((s) => {
     Object.assign(s, CLOSED);
     s.view = VIEWS.includes(view) ? view : "models";
-    s.detail = rest.length ? decodeURIComponent(rest.join("/")) : null;
+    s.detail = rest.length ? decoded(rest.join("/")) : null;
   });
+}
+
+// An address typed by hand may have a % that stands for itself.
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 export const address = (view, detail = null) =>
