@@ -21,7 +21,8 @@
     ├── NotReady                  loading, waking or draining: try again later
     ├── HeadUnreachable           the head of the cluster that a node would join gives no answer
     ├── NodeNotStarted            Ray did not start on this machine
-    └── ConfigError               settings or configuration files
+    ├── ConfigError               settings or configuration files
+    └── NotInTime                 it was not done by its deadline, and may still be under way
 
 Errors cross process boundaries inside Ray, which pickles them: every argument reaches
 ``super().__init__`` so that an unpickled error equals the one that was raised. HTTP statuses
@@ -164,3 +165,7 @@ class NodeNotStarted(XgenRayError):
 
 class ConfigError(XgenRayError):
     code = "config_error"
+
+
+class NotInTime(XgenRayError):
+    code = "not_in_time"

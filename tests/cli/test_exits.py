@@ -37,6 +37,7 @@ def test_an_error_ends_the_same_way_from_here_and_from_afar(kind: type[errors.Xg
         (errors.Forbidden, ExitCode.UNAUTHORISED),
         (errors.PlacementRefused, ExitCode.REFUSED),
         (errors.RequestTimeout, ExitCode.TIMED_OUT),
+        (errors.NotInTime, ExitCode.TIMED_OUT),
     ],
 )
 def test_errors_have_their_codes(kind: type[errors.XgenRayError], expected: ExitCode) -> None:

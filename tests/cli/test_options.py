@@ -62,7 +62,7 @@ def test_what_makes_no_sense_is_refused_with_its_name(arguments: dict[str, Any],
 def test_a_command_of_an_engine_is_cut_into_words_as_a_shell_does() -> None:
     commands = engine_commands(["vllm-cuda='/opt/my vllm/bin/python' -X dev"])
     assert commands == {Backend.VLLM_CUDA: ("/opt/my vllm/bin/python", "-X", "dev")}
-    with pytest.raises(CommandError, match="--engine vllm-cuda .* No closing quotation") as caught:
+    with pytest.raises(CommandError, match=r"--engine vllm-cuda .* No closing quotation") as caught:
         engine_commands(['vllm-cuda=/opt/x "y'])
     assert caught.value.exit_code is ExitCode.USAGE
 

@@ -1,12 +1,17 @@
-"""What is put back when Serve does not take a config, and what is said of it."""
+"""What is put back when Serve does not take a config, what is said of it, and what it cannot change."""
 
 from typing import Any
 
 import pytest
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
+from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
-from deployments.applying import of_configs, why_failed
+from deployments.applying import of_configs, read_config, require_door, why_failed
+from tests.stack import REPOSITORY
+from xgen_ray.errors import ConfigError
+
+ONE_MACHINE = REPOSITORY / "cluster_configs" / "one-machine.yaml"
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
 Traceback (most recent call last):
@@ -59,3 +64,12 @@ def test_the_reason_is_the_one_that_helps(
 ) -> None:
     failed = ApplicationStatusOverview(ApplicationStatus.DEPLOY_FAILED, message, 0.0, deployments)
     assert why_failed(failed) == told
+
+
+def test_where_serve_listens_is_not_changed_by_a_config() -> None:
+    config = read_config(ONE_MACHINE)
+    require_door(config, HTTPOptions(host="127.0.0.1", port=8000, keep_alive_timeout_s=1))
+    for there in (HTTPOptions(host="0.0.0.0", port=8000), HTTPOptions(host="127.0.0.1", port=9000)):
+        told = f"listen on 127.0.0.1:8000, and it listens on {there.host}:{there.port} already"
+        with pytest.raises(ConfigError, match=told):
+            require_door(config, there)

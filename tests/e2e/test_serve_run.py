@@ -210,6 +210,22 @@ def test_a_file_with_a_fault_changes_nothing(stack: ServeRun) -> None:
     assert engines(stack) == before
 
 
+@pytest.mark.parametrize("more", [(), ("--check",)])
+def test_a_file_that_would_have_serve_listen_elsewhere_changes_nothing(
+    stack: ServeRun, more: tuple[str, ...]
+) -> None:
+    """Serve would go on listening where it does: with a file for loopback, without keys, on the network."""
+    before, good = engines(stack), stack.config.read_text()
+    (control,) = stack.named("ServeReplica:xgen-control")
+    stack.config.write_text(yaml.safe_dump({**stack.content, "http_options": {"host": "127.0.0.1", "port": 9}}))
+    done = stack.apply(*more)
+    stack.config.write_text(good)
+    assert done.returncode == 2, done.stdout
+    assert f"listen on 127.0.0.1:9, and it listens on 127.0.0.1:{stack.port} already" in done.stderr
+    assert control.is_running()
+    assert engines(stack) == before
+
+
 def test_a_file_that_serve_does_not_take_is_undone(stack: ServeRun) -> None:
     """Without a fault, as far as can be seen: only that control cannot start with it."""
     before, good = engines(stack), stack.config.read_text()

@@ -41,6 +41,7 @@ STATUS: Mapping[type[errors.XgenRayError], tuple[int, str]] = MappingProxyType(
         errors.HeadUnreachable: (502, SERVER),
         errors.NodeNotStarted: (500, SERVER),
         errors.ConfigError: (500, SERVER),
+        errors.NotInTime: (504, SERVER),
     }
 )
 

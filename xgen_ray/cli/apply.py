@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xgen_ray.cli import options, output
-from xgen_ray.errors import ConfigError, NotReady
+from xgen_ray.errors import ConfigError, NotInTime, NotReady
 from xgen_ray.schema import ChangeKind, DeclaredChange
 from xgen_ray.serve_config import CONTROL_PATH
 
@@ -65,7 +65,10 @@ def apply(
     a fault. Then only what changed is changed: models that are declared anew
     are loaded, those that are gone are unloaded, another scale leaves engines
     alone, other options start others. Requests to all other models go on, and
-    models that were loaded through the API stay.
+    models that were loaded through the API stay. Where Serve listens is not
+    changed: a file that says another host or port is refused.
+
+    Run it on a node of the cluster, on the head best.
 
     Examples:
 
@@ -102,6 +105,7 @@ def _prepare(head: "Address", token_file: Path | None) -> None:
 async def _apply(cluster: "Cluster", config: "ServeConfig", *, check: bool) -> tuple[DeclaredChange, ...]:
     console = output.stderr()
     async with cluster:
+        cluster.require_same_door(config)
         changes = await cluster.changes(config)
         if not check:
             with console.status(f"applying {config.path.name}"):
@@ -118,7 +122,7 @@ async def _in_effect(cluster: "Cluster", config: "ServeConfig") -> None:
             if all(one.kind is ChangeKind.KEEP for one in await cluster.changes(config)):
                 return
         await asyncio.sleep(_LOOK_AGAIN_S)
-    raise ConfigError(
+    raise NotInTime(
         f"{config.path} is deployed, but control has not followed it after {_IN_EFFECT_S:g} s; "
         "`xgen-ray ps` shows its models"
     )

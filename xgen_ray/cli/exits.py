@@ -58,6 +58,7 @@ _BY_CLASS: Mapping[type[errors.XgenRayError], ExitCode] = MappingProxyType(
         errors.HeadUnreachable: ExitCode.UNREACHABLE,
         errors.ConfigError: ExitCode.USAGE,
         errors.PlacementRefused: ExitCode.REFUSED,
+        errors.NotInTime: ExitCode.TIMED_OUT,
     }
 )
 
