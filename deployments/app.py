@@ -57,4 +57,4 @@ def build_router(settings: RouterSettings, keys: ApiKeys) -> Application:
 
 
 def _keys(settings: Settings) -> ApiKeys:
-    return ApiKeys(read_api_keys(settings.api_keys_file) if settings.api_keys_file else ())
+    return ApiKeys(of_file=read_api_keys(settings.api_keys_file) if settings.api_keys_file else ())

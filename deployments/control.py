@@ -14,7 +14,7 @@ from deployments.environment import metrics_wanted
 from deployments.logs import log_transitions
 from deployments.node_owner import NodeOwnerActor
 from xgen_ray import __version__
-from xgen_ray.api import ApiKeys, LocalGuard, PageFiles, create_management_app
+from xgen_ray.api import ApiKeys, KeyFile, LocalGuard, PageFiles, create_management_app
 from xgen_ray.api.asgi import App
 from xgen_ray.placement import DEFAULT_POLICY, NodeType, Observation, PlacementPolicy
 from xgen_ray.schema import DeclaredChange, FailureReport, LoadRequest
@@ -32,7 +32,7 @@ from xgen_ray.serving.sources import SourceFinder
 from xgen_ray.serving.state import Replica
 from xgen_ray.serving.table import RoutingTable
 from xgen_ray.serving.traffic import RouterReport
-from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, ControlSettings
+from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, ControlSettings, read_api_keys
 
 
 @serve.ingress()
@@ -74,9 +74,12 @@ class Control:
     async def __serve_build_asgi_app__(self) -> App:
         """Called once, after the constructor: what must be awaited at the start is awaited here."""
         await self._control.start()
+        loop = asyncio.get_running_loop()
+        if self._settings.api_keys_file is not None:
+            file = KeyFile(self._settings.api_keys_file, self._keys, read_api_keys)
+            self._key_reader = loop.create_task(file.follow())
         if metrics_wanted(os.environ):
-            export = keep_exporting(Source.CONTROL, self._control.samples)
-            self._exporter = asyncio.get_running_loop().create_task(export)
+            self._exporter = loop.create_task(keep_exporting(Source.CONTROL, self._control.samples))
         # What is loaded by now stays: the collector need not look at it again in the middle of a decision.
         gc.freeze()
         api = create_management_app(self._control, self._keys, links=self._settings.links)

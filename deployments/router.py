@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.environment import metrics_wanted
-from xgen_ray.api import ApiKeys, Gateway, GatewayLimits, LocalGuard, RetryLimits
+from xgen_ray.api import ApiKeys, Gateway, GatewayLimits, KeyFile, LocalGuard, RetryLimits
 from xgen_ray.api.asgi import App
 from xgen_ray.api.tracing import OTLPTracing
 from xgen_ray.serving.control import TABLE_POLL_S
@@ -17,7 +17,7 @@ from xgen_ray.serving.dispatcher import TableDispatcher
 from xgen_ray.serving.metrics.export import keep_exporting
 from xgen_ray.serving.metrics.rows import Sample, Source
 from xgen_ray.serving.table import RoutingTable
-from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, RouterSettings
+from xgen_ray.settings import CONTROL_APP, CONTROL_DEPLOYMENT, RouterSettings, read_api_keys
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,10 @@ class Router:
         self._follower = loop.create_task(self._follow())
         self._doubter = loop.create_task(self._tell_doubts())
         self._waker = loop.create_task(self._wake())
+        self._key_reader: asyncio.Task[None] | None = None
+        if settings.api_keys_file is not None:
+            file = KeyFile(settings.api_keys_file, keys, read_api_keys)
+            self._key_reader = loop.create_task(file.follow())
         self._exporter: asyncio.Task[None] | None = None
         if metrics_wanted(os.environ):
             self._exporter = loop.create_task(keep_exporting(Source.ROUTER, self._samples))
@@ -75,8 +79,9 @@ class Router:
         self._follower.cancel()
         self._doubter.cancel()
         self._waker.cancel()
-        if self._exporter is not None:
-            self._exporter.cancel()
+        for task in (self._key_reader, self._exporter):
+            if task is not None:
+                task.cancel()
         await self._gateway.aclose()
 
     async def _follow(self) -> None:

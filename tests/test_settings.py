@@ -31,6 +31,33 @@ def test_keys_are_read_from_a_private_file(tmp_path: Path) -> None:
     assert read_api_keys(path) == (KeyEntry("alice", "sk-1"), KeyEntry("bob", "42"))
 
 
+@pytest.mark.parametrize(
+    "key", ["012345", "0x1F", "1_000", "1.50", "2026-11-28", "1e3", "12:30:45", "=", "off-x"]
+)
+def test_a_key_is_the_text_that_the_file_has(tmp_path: Path, key: str) -> None:
+    for entry in (key, f"{{key: {key}}}", f'"{key}"'):
+        assert [one.key for one in read_api_keys(keys_file(tmp_path, f"alice: {entry}\n"))] == [key]
+
+
+@pytest.mark.parametrize(
+    "key", ["", "~", "null", '""', "' '", "true", "yes", "off", "[sk-secret]", "!!int 5"]
+)
+def test_what_is_no_key_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
+    for entry in (key, f"{{key: {key}}}"):
+        with pytest.raises(ConfigError, match="alice has no key that is text") as refused:
+            read_api_keys(keys_file(tmp_path, f"alice: {entry}\n"))
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["alice: *sk-secret", "alice: @sk-secret", 'alice: "sk-secret', "a: sk-secret: b"]
+)
+def test_what_is_no_yaml_is_refused_by_its_line_without_repeating_it(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"keys\.yaml:[12]: .* no YAML") as refused:
+        read_api_keys(keys_file(tmp_path, text))
+    assert "secret" not in str(refused.value)
+
+
 def test_a_key_may_be_for_using_models_only(tmp_path: Path) -> None:
     path = keys_file(tmp_path, "ops: {key: sk-1, role: manage}\napp: {key: sk-2, role: infer}\nold: 3\n")
     assert [(entry.name, entry.key, entry.role) for entry in read_api_keys(path)] == [
@@ -40,7 +67,10 @@ def test_a_key_may_be_for_using_models_only(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("entry", ["{secret: infer}", "{key: secret, for: a}", "{key: secret, role: secret}"])
+@pytest.mark.parametrize(
+    "entry",
+    ["{secret: infer}", "{key: secret, for: a}", "{key: secret, role: secret}", "{key: secret, role: [a]}"],
+)
 def test_a_malformed_entry_is_refused_without_repeating_it(tmp_path: Path, entry: str) -> None:
     with pytest.raises(ConfigError, match="app") as refused:
         read_api_keys(keys_file(tmp_path, f"app: {entry}\n"))
@@ -53,7 +83,8 @@ def test_a_malformed_entry_is_refused_without_repeating_it(tmp_path: Path, entry
         ("alice: sk-1", 0o644, "chmod 600"),
         ("- sk-1", 0o600, "mapping"),
         ("", 0o600, "mapping"),
-        ("a: [", 0o600, "cannot be read"),
+        ("a: [", 0o600, "no YAML"),
+        ("no: sk-1", 0o600, "name must be text"),
     ],
 )
 def test_a_bad_key_file_is_refused_with_what_to_do(tmp_path: Path, text: str, mode: int, says: str) -> None:

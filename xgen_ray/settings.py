@@ -58,6 +58,8 @@ ENGINE_ENV_PREFIXES = (
     "LLAMA_",
     "OMP_",
 )
+# Of YAML's words, those that are no key even as text.
+_NO_TEXT = frozenset({"tag:yaml.org,2002:null", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:merge"})
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -82,7 +84,7 @@ class Settings(BaseModel):
     api_keys_file: UserPath | None = Field(
         None,
         description="YAML mapping of key names to keys, or to {key: ..., role: infer} for a key that may "
-        "use models and look on; readable by its owner only.",
+        "use models and look on; readable by its owner only. It is read again when it changes.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Further host names by which a server without keys may be addressed."
@@ -192,32 +194,57 @@ def xdg_dir(variable: str, fallback: str) -> Path:
     return (Path(base) if base else Path.home() / fallback) / "xgen-ray"
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Leaves numbers, dates and the like as the text that they are in the file: 012345 is a key."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # declared there
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _NO_TEXT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read_api_keys(path: Path) -> tuple[KeyEntry, ...]:
     """The keys in a YAML mapping of names to keys, or to ``{key: ..., role: infer}``. Raises ConfigError,
-    also for a file that others can read.
+    which never repeats a key, also for a file that others can read.
     """
     try:
         mode = path.stat().st_mode
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        # What is called safe is the loader that this is one of.
+        content = yaml.load(path.read_text(), _TextLoader)  # noqa: S506
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the file of API keys cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{line}: the file of API keys is no YAML; put a key into quotes") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:o}); chmod 600 {path}")
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path} must be a mapping of names to keys, like 'alice: sk-...'")
-    return tuple(_key_entry(path, str(name), entry) for name, entry in content.items())
+    return tuple(_key_entry(path, name, entry) for name, entry in content.items())
 
 
-def _key_entry(path: Path, name: str, entry: object) -> KeyEntry:
+def _key_entry(path: Path, name: object, entry: object) -> KeyEntry:
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: a key's name must be text; put {name!r} into quotes")
     if not isinstance(entry, dict):
-        return KeyEntry(name, str(entry))
+        return KeyEntry(name, _key(path, name, entry))
     roles = " or ".join(Role)
     if "key" not in entry or not entry.keys() <= {"key", "role"}:
         # What is there instead may be the key: it is not repeated.
         raise ConfigError(f"{path}: {name} must be a key, or have 'key' and perhaps 'role' ({roles})")
-    if entry.get("role", Role.MANAGE) not in set(Role):
+    if entry.get("role", Role.MANAGE) not in tuple(Role):
         raise ConfigError(f"{path}: the role of {name} must be {roles}")
-    return KeyEntry(name, str(entry["key"]), Role(entry.get("role", Role.MANAGE)))
+    return KeyEntry(name, _key(path, name, entry["key"]), Role(entry.get("role", Role.MANAGE)))
+
+
+def _key(path: Path, name: str, given: object) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ConfigError(
+            f"{path}: {name} has no key that is text, but nothing, a truth value or a list; give it one, in "
+            "quotes if it looks like one of these"
+        )
+    return given
 
 
 def is_loopback(host: str) -> bool:

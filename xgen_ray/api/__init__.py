@@ -3,6 +3,7 @@
 from xgen_ray.api.contracts import ControlPlane, Dispatcher
 from xgen_ray.api.gateway import Gateway, GatewayLimits
 from xgen_ray.api.guard import LocalGuard
+from xgen_ray.api.key_file import KeyFile
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.api.management import create_management_app
 from xgen_ray.api.page import PageFiles
@@ -14,6 +15,7 @@ __all__ = [
     "Dispatcher",
     "Gateway",
     "GatewayLimits",
+    "KeyFile",
     "LocalGuard",
     "PageFiles",
     "RetryLimits",

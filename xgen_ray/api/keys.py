@@ -28,18 +28,22 @@ class Caller(NamedTuple):
 
 
 class ApiKeys:
-    """Named keys, kept as digests. Without any, the server is open to whoever can reach it."""
+    """Named keys, kept as digests. Without any, the server is open to whoever can reach it.
 
-    __slots__ = ("_digests",)
+    Those ``of_file`` can be replaced, from any thread; ``keys`` stay.
+    """
 
-    def __init__(self, keys: Iterable[KeyEntry | tuple[str, str]] = ()) -> None:
-        digests: list[tuple[Caller, bytes]] = []
-        for entry in keys:
-            name, key, role = KeyEntry(*entry)
-            if not key.strip():
-                raise ConfigError(f"The API key named {name!r} is empty. Give it a value or remove it.")
-            digests.append((Caller(name, role), _digest(key.encode())))
-        self._digests = tuple(digests)
+    __slots__ = ("_digests", "_lasting")
+
+    def __init__(
+        self, keys: Iterable[KeyEntry | tuple[str, str]] = (), of_file: Iterable[KeyEntry] = ()
+    ) -> None:
+        self._lasting = _digests(keys)
+        self._digests = (*self._lasting, *_digests(of_file))
+
+    def replace(self, of_file: Iterable[KeyEntry]) -> None:
+        """Take these in place of those of the file, all at once. Raises ConfigError and changes nothing."""
+        self._digests = (*self._lasting, *_digests(of_file))
 
     def __repr__(self) -> str:
         return f"ApiKeys({[caller.name for caller, _ in self._digests]})"
@@ -68,6 +72,16 @@ class ApiKeys:
         if found is None:
             raise Unauthorized(_WRONG)
         return found
+
+
+def _digests(keys: Iterable[KeyEntry | tuple[str, str]]) -> tuple[tuple[Caller, bytes], ...]:
+    digests: list[tuple[Caller, bytes]] = []
+    for entry in keys:
+        name, key, role = KeyEntry(*entry)
+        if not key.strip():
+            raise ConfigError(f"The API key named {name!r} is empty. Give it a value or remove it.")
+        digests.append((Caller(name, role), _digest(key.encode())))
+    return tuple(digests)
 
 
 def _digest(key: bytes) -> bytes:
