@@ -32,6 +32,7 @@ class LocalStack:
         self._port = port
         self._dashboard = dashboard
         self._metrics_port = metrics_port
+        self._serves = False
 
     def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys, tags: NodeTags) -> None:
         """Returns when both applications answer. ``tags`` are this machine's."""
@@ -57,11 +58,15 @@ class LocalStack:
                 RunTarget(build_router(router, keys), name=ROUTER_APP, route_prefix="/"),
             ]
         )
+        self._serves = True
 
     def drain(self, deadline_s: float, hurry: threading.Event) -> None:
         """Takes the router out: no new requests, and those that run may finish until the deadline, or
-        until ``hurry`` is set.
+        until ``hurry`` is set. Does nothing to a stack that has not started: without a Ray of its own Serve
+        would take the router out of another one that it finds on this machine.
         """
+        if not self._serves:
+            return
         serve.delete(ROUTER_APP, _blocking=False)
         until = time.monotonic() + deadline_s
         while ROUTER_APP in serve.status().applications and time.monotonic() < until:

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 
 from xgen_ray.api import ApiKeys, create_management_app
 from xgen_ray.console import EventsReport, LocalModelsReport, MemoryReport
-from xgen_ray.errors import InvalidRequest, ModelNotFound, PlacementRefused
+from xgen_ray.errors import InvalidRequest, ModelNotFound, NotReady, PlacementRefused
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import (
     AssignmentReport,
@@ -249,6 +249,8 @@ class Fleet:
         self.log_lines: list[str] = [f"line {number}" for number in range(5)]
         self.chats: list[dict[str, Any]] = []
         self.client_left = threading.Event()
+        # How often control is not there when the models' states are asked for, from now on.
+        self.absences = 0
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         assert not wait, "the command line polls, so that it can show how far a load is"
@@ -288,6 +290,9 @@ class Fleet:
         return self.models[request.name]
 
     async def status(self) -> StatusReport:
+        if self.absences:
+            self.absences -= 1
+            raise NotReady("control starts")
         report = StatusReport(models=tuple(self.models.values()), version="0")
         for model in report.models:
             following = _following(model)

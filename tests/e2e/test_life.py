@@ -128,6 +128,23 @@ def test_ctrl_c_ends_everything_and_the_next_start_brings_it_back(tmp_path: Path
         assert stack.chat("kept").status_code == 200
 
 
+def test_ctrl_c_ends_a_start_that_is_under_way(tmp_path: Path) -> None:
+    stack = start(tmp_path)
+
+    def begin() -> None:
+        with contextlib.suppress(AssertionError):
+            stack.start()
+
+    starting = threading.Thread(target=begin)
+    starting.start()
+    wait_until(lambda: stack.named("raylet/raylet"), 60, "Ray on its way")
+    assert stack.stop() < STOP_S
+    starting.join(STOP_S)
+    assert stack.process.returncode == 130, "".join(stack.output)
+    # An agent of Ray that was starting itself looks for its raylet once it runs.
+    stack.wait_for_end(60)
+
+
 def test_ctrl_c_lets_a_running_stream_finish(tmp_path: Path) -> None:
     with start(tmp_path) as stack:
         load(stack, "busy")
@@ -178,16 +195,29 @@ def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
 
 
 def test_with_keys_every_door_asks_for_one(tmp_path: Path) -> None:
-    with start(tmp_path, "--api-key", "alice=sk-alice", "--api-key", "bob=sk-bob") as stack:
-        for path in ("/v1/models", "/api/management/status", "/api/management/gpus"):
-            assert httpx.get(stack.url + path, timeout=60, trust_env=False).status_code == 401
-            for key in ("sk-alice", "sk-bob"):
-                headers = {"Authorization": f"Bearer {key}"}
-                answer = httpx.get(stack.url + path, headers=headers, timeout=60, trust_env=False)
-                assert answer.status_code == 200
+    file = keys_file(tmp_path, "bob: sk-bob")
+    with start(tmp_path, "--api-key", "alice=sk-alice", "--api-keys-file", str(file)) as stack:
+
+        def statuses(key: str | None) -> set[int]:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            doors = ("/v1/models", "/api/management/status", "/api/management/gpus")
+            ask: dict[str, Any] = {"headers": headers, "timeout": 60, "trust_env": False}
+            return {httpx.get(stack.url + path, **ask).status_code for path in doors}
+
+        assert [statuses(key) for key in (None, "sk-alice", "sk-bob")] == [{401}, {200}, {200}]
         commands = [" ".join(_command(process)) for process in stack.processes()]
         own = [command for command in commands if "xgen_ray up" in command]
         assert not [command for command in commands if "sk-alice" in command and command not in own]
+        keys_file(tmp_path, "carol: sk-carol")
+        wait_until(lambda: statuses("sk-carol") == {200}, 10, "the file's new key let in at every door")
+        assert [statuses(key) for key in (None, "sk-alice", "sk-bob")] == [{401}, {200}, {401}]
+
+
+def keys_file(folder: Path, text: str) -> Path:
+    path = folder / "keys.yaml"
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
 
 
 def _command(process: psutil.Process) -> list[str]:

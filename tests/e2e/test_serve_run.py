@@ -217,7 +217,9 @@ def test_a_file_that_would_have_serve_listen_elsewhere_changes_nothing(
     """Serve would go on listening where it does: with a file for loopback, without keys, on the network."""
     before, good = engines(stack), stack.config.read_text()
     (control,) = stack.named("ServeReplica:xgen-control")
-    stack.config.write_text(yaml.safe_dump({**stack.content, "http_options": {"host": "127.0.0.1", "port": 9}}))
+    stack.config.write_text(
+        yaml.safe_dump({**stack.content, "http_options": {"host": "127.0.0.1", "port": 9}})
+    )
     done = stack.apply(*more)
     stack.config.write_text(good)
     assert done.returncode == 2, done.stdout

@@ -67,11 +67,18 @@ class NoServer(CommandError):
 class Server:
     """One server, addressed by ``url`` (its root, with or without ``/v1``). Close it after use.
 
-    ``timeout_s`` bounds every single answer, ``connect_timeout_s`` the finding of the server.
+    ``timeout_s`` bounds every single answer, ``connect_timeout_s`` the finding of the server. ``here`` says
+    that it is on this machine, whatever its address.
     """
 
     def __init__(
-        self, url: str, api_key: str | None, *, timeout_s: float = 30.0, connect_timeout_s: float = 5.0
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        here: bool = False,
+        timeout_s: float = 30.0,
+        connect_timeout_s: float = 5.0,
     ) -> None:
         self.url = _root_of(url)
         self.has_key = bool(api_key)
@@ -83,7 +90,7 @@ class Server:
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
             # A proxy for the outside world must not stand between this machine and itself.
-            trust_env=not is_loopback(self.url),
+            trust_env=not (here or is_loopback(self.url)),
             verify=_trust(self.url),
         )
 

@@ -162,6 +162,9 @@ def _show_weighed(verdicts: Sequence[VerdictReport], candidates: Sequence[Candid
 
 def _tell_success(server: Server, status: ModelStatus, took_s: float | None) -> None:
     console = output.stdout()
+    if status.phase is Phase.SLEEPING:
+        console.print(f"{status.name} sleeps; the next request wakes it")
+        return
     if status.phase is not Phase.READY:
         console.print(
             f"{status.name} is {status.phase.value}; `xgen-ray ps {status.name}` shows how far it is"

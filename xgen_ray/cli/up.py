@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ import typer
 from xgen_ray.cli import options, output
 from xgen_ray.cli.client import Server
 from xgen_ray.cli.exits import CommandError, ExitCode
+from xgen_ray.cli.waiting import follow_all
 from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError
 from xgen_ray.process import free_port
@@ -26,7 +27,6 @@ from xgen_ray.settings import (
     DEFAULT_PORT,
     ControlSettings,
     RouterSettings,
-    is_loopback,
     parse_keys,
     read_api_keys,
     require_keys_when_exposed,
@@ -40,6 +40,8 @@ DRAIN_S = 30.0
 DASHBOARD_URL = "http://127.0.0.1:8265"
 WATCH_S = 0.3
 _LOOPBACK = "127.0.0.1"
+# Names for all addresses of this machine at once.
+_EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104
 
 
 def up(
@@ -110,7 +112,10 @@ def up(
 
     Example: xgen-ray up --load models/smollm2-135m-instruct-q4_1.gguf
     """
-    keys = (*parse_keys(api_key or ()), *(read_api_keys(api_keys_file) if api_keys_file else ()))
+    given = parse_keys(api_key or ())
+    keys_file = api_keys_file.absolute() if api_keys_file else None
+    of_file = read_api_keys(keys_file) if keys_file else ()
+    keys = (*given, *of_file)
     require_keys_when_exposed(host, has_keys=bool(keys))
     _require_free(host, port)
     if otlp_endpoint is not None:
@@ -118,8 +123,9 @@ def up(
 
         require_tracing(otlp_endpoint)
     sources = [options.absolute(source) for source in load or ()]
-    base_url = f"http://{host if is_loopback(host) else _LOOPBACK}:{port}"
+    base_url = reached_at(host, port)
     control = ControlSettings(
+        api_keys_file=keys_file,
         base_url=base_url,
         models=tuple(LoadRequest(model=source) for source in sources),
         model_dirs=_model_dirs(models, sources),
@@ -129,15 +135,18 @@ def up(
         links={"ray": DASHBOARD_URL} if dashboard else {},
         drain_s=DRAIN_S,
     )
-    stop = _stop_on_signals()
+    router = RouterSettings(api_keys_file=keys_file, replicas=routers, otlp_endpoint=otlp_endpoint)
+    stop = threading.Event()
     with _only_one(control.state_dir), tempfile.TemporaryDirectory(prefix="xgen-ray-") as run_dir:
         stack = _prepare(Path(run_dir), host, port, dashboard=dashboard, metrics_port=metrics_port)
         try:
-            _start(stack, control, RouterSettings(replicas=routers, otlp_endpoint=otlp_endpoint), keys)
+            with interrupting(stop):
+                _start(stack, control, router, given, of_file)
             own = next((entry.key for entry in keys if entry.role is Role.MANAGE), None)
-            with Server(base_url, own or (keys[0].key if keys else None)) as server:
-                _follow_loads(server, stop)
-                _announce(server, base_url)
+            with Server(base_url, own or (keys[0].key if keys else None), here=True) as server:
+                statuses = follow_all(server, stop, every_s=WATCH_S)
+            if not stop.is_set():
+                _announce(statuses, base_url)
             stop.wait()
         finally:
             _stop(stack)
@@ -164,7 +173,11 @@ def _prepare(
 
 
 def _start(
-    stack: "LocalStack", control: ControlSettings, router: RouterSettings, keys: tuple[KeyEntry, ...]
+    stack: "LocalStack",
+    control: ControlSettings,
+    router: RouterSettings,
+    given: tuple[KeyEntry, ...],
+    of_file: tuple[KeyEntry, ...],
 ) -> None:
     from xgen_ray.api import ApiKeys
     from xgen_ray.hardware import detect_in_child
@@ -175,7 +188,7 @@ def _start(
     with console.status("starting Ray and the control plane (about 20 seconds)"):
         # Which engines can start is found out by the node's owner, while the rest starts.
         tags = tags_of(detect_in_child(), (), platform.node())
-        stack.start(control, router, ApiKeys(keys), tags)
+        stack.start(control, router, ApiKeys(given, of_file), tags)
     console.print(f"started in {time.monotonic() - began:.0f} s", style="dim")
 
 
@@ -183,64 +196,49 @@ def _stop(stack: "LocalStack") -> None:
     """A second Ctrl-C cuts off what still runs."""
     console = output.stderr()
     hurry = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: hurry.set())
+    _on_signals(hurry.set)
     with console.status("stopping; running requests may finish (Ctrl-C again to cut them off)"):
-        stack.drain(DRAIN_S, hurry)
-        stack.stop()
+        try:
+            stack.drain(DRAIN_S, hurry)
+        finally:
+            stack.stop()
     console.print("stopped", style="dim")
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
+@contextmanager
+def interrupting(stop: threading.Event) -> Iterator[None]:
+    """Inside it a signal ends whatever blocks by KeyboardInterrupt; afterwards it sets ``stop``.
+
+    To be entered once Ray is imported, and it starts inside: both set handlers of their own.
+    """
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    _on_signals(interrupt)
+    try:
+        yield
+    finally:
+        _on_signals(stop.set)
+
+
+def _on_signals(call: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+        signal.signal(number, lambda *_: call())
 
 
-def _follow_loads(server: Server, stop: threading.Event) -> None:
-    """Shows every model on its way until all have arrived, at READY or at FAILED."""
-    console = output.stderr()
-    told: set[str] = set()
-    with console.status("") as line:
-        while not stop.is_set():
-            statuses = server.status().models
-            for status in statuses:
-                if status.phase in (Phase.READY, Phase.FAILED) and status.name not in told:
-                    told.add(status.name)
-                    _tell(status)
-            under_way = [status for status in statuses if status.name not in told]
-            if not under_way:
-                return
-            line.update("; ".join(_words(status) for status in under_way))
-            stop.wait(WATCH_S)
-
-
-def _tell(status: ModelStatus) -> None:
-    console = output.stderr()
-    if status.phase is Phase.READY:
-        console.print(f"{status.name}: ready on {status.backend}", style="green")
-    else:
-        console.print(f"{status.name}: {output.plain(status.reason)}", style="red", soft_wrap=True)
-
-
-def _words(status: ModelStatus) -> str:
-    text = status.progress.message if status.progress else status.reason
-    return output.plain(f"{status.name}: {text}")
-
-
-def _announce(server: Server, base_url: str) -> None:
+def _announce(statuses: Iterable[ModelStatus], base_url: str) -> None:
     console = output.stdout()
-    ready = [status for status in server.status().models if status.phase is Phase.READY]
+    served = [status for status in statuses if status.phase is not Phase.FAILED]
     console.print(f"page at {base_url}/")
     console.print(f"OpenAI API at {base_url}/v1")
-    for status in ready:
+    for status in served:
         console.print(
             f"  curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' "
             f'-d \'{{"model":"{status.name}","messages":[{{"role":"user","content":"Hello"}}]}}\'',
             soft_wrap=True,
         )
-    if not ready:
+    if not served:
         console.print("no model is loaded yet; load one with: xgen-ray load MODEL")
     console.print("Ctrl-C stops it.")
 
@@ -268,9 +266,18 @@ def _require_free(host: str, port: int) -> None:
     except OSError as error:
         raise CommandError(
             ExitCode.USAGE,
-            f"cannot listen on {host}:{port}: {error.strerror}",
+            f"cannot listen on {_authority(host, port)}: {error.strerror}",
             "Give another --port or --host.",
         ) from None
+
+
+def reached_at(host: str, port: int) -> str:
+    """Where this machine reaches a server that listens on ``host``."""
+    return f"http://{_authority(_LOOPBACK if host in _EVERYWHERE else host, port)}"
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _model_dirs(given: list[Path] | None, sources: list[str]) -> tuple[Path, ...]:

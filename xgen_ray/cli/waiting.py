@@ -1,5 +1,6 @@
-"""Waiting for a model: looking again and again, showing how far it is, and being interrupted."""
+"""Waiting for models: looking again and again, showing how far they are, and being interrupted."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from xgen_ray.schema import Progress as LoadProgress
 
 _FIRST_POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
+# Where a model stays, until a request or somebody moves it.
+_ARRIVED = frozenset({Phase.READY, Phase.SLEEPING, Phase.FAILED})
 
 
 def pauses() -> Iterator[float]:
@@ -34,12 +37,12 @@ def pauses() -> Iterator[float]:
 def follow(
     server: Server, status: ModelStatus, *, deadline: float, show: Callable[[ModelStatus], None]
 ) -> ModelStatus:
-    """Poll until the model is ready or has failed, and return its state."""
+    """Poll until the model is ready, sleeps or has failed, and return its state."""
     name = status.name
     rests = pauses()
     while True:
         show(status)
-        if status.phase in (Phase.READY, Phase.FAILED):
+        if status.phase in _ARRIVED:
             return status
         if time.monotonic() >= deadline:
             message = (
@@ -52,6 +55,45 @@ def follow(
             message = f"{name} was unloaded by someone while it was loading."
             raise CommandError(ExitCode.FAILED, message)
         status = latest
+
+
+def follow_all(server: Server, stop: threading.Event, *, every_s: float) -> tuple[ModelStatus, ...]:
+    """Poll until every model has arrived or ``stop`` is set, show them meanwhile, and return their states.
+
+    A server that gives no answer, as while its control starts again, is asked again.
+    """
+    console = output.stderr()
+    statuses: tuple[ModelStatus, ...] = ()
+    told: set[str] = set()
+    with console.status("") as line:
+        while not stop.is_set():
+            try:
+                statuses = server.status().models
+            except CommandError as error:
+                line.update(output.plain(error.message))
+                stop.wait(_LONGEST_POLL_S)
+                continue
+            for status in statuses:
+                if status.phase in _ARRIVED and status.name not in told:
+                    told.add(status.name)
+                    _tell_arrival(status)
+            under_way = [status for status in statuses if status.name not in told]
+            if not under_way:
+                break
+            line.update("; ".join(f"{status.name}: {_text(status)}" for status in under_way))
+            stop.wait(every_s)
+    return statuses
+
+
+def _tell_arrival(status: ModelStatus) -> None:
+    console = output.stderr()
+    match status.phase:
+        case Phase.READY:
+            console.print(f"{status.name}: ready on {status.backend}", style="green")
+        case Phase.SLEEPING:
+            console.print(f"{status.name}: sleeps; the next request wakes it", style="dim")
+        case _:
+            console.print(f"{status.name}: {output.plain(status.reason)}", style="red", soft_wrap=True)
 
 
 @contextmanager
