@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from xgen_ray.errors import ConfigError, HeadUnreachable, Unauthorized
+from xgen_ray.errors import ConfigError, HeadUnreachable, NodeNotStarted, Unauthorized
 from xgen_ray.process import ChildProcess, LaunchSpec
 
 LOOPBACK: Final = "127.0.0.1"
@@ -172,24 +172,26 @@ async def _ask(
 
 
 def require_same_versions(address: Address, head: HeadFacts, *, match: str = "patch") -> None:
-    """Raises ConfigError. ``match`` is how exact Python's version must be for Ray: patch or minor."""
+    """Raises NodeNotStarted: an upgrade of the one or the other mends it. ``match`` is how exact Python's
+    version must be for Ray: patch or minor.
+    """
     own = HeadFacts(version("ray"), platform.python_version())
     if head.ray and head.ray != own.ray:
-        raise ConfigError(
+        raise NodeNotStarted(
             f"the head at {address} runs Ray {head.ray}, this node Ray {own.ray}, and all nodes of a "
             "cluster need the same. Install the same version of xgen-ray on both, which brings its Ray along"
         )
     parts = 2 if match == "minor" else 3
     if head.python and head.python.split(".")[:parts] != own.python.split(".")[:parts]:
-        raise ConfigError(
+        raise NodeNotStarted(
             f"the head at {address} runs Python {head.python}, this node Python {own.python}, and Ray "
             f"needs the same on all nodes. Install xgen-ray here with Python {head.python}"
         )
 
 
 def own_address(text: str, port: int | None = None) -> str:
-    """This node's address as Ray takes it. Raises ConfigError when ``text`` is none of this machine's own,
-    or when ``port`` is taken there.
+    """This node's address as Ray takes it. Raises ConfigError when ``text`` can be no machine's, or when
+    ``port`` is taken there; NodeNotStarted when this machine does not have it, or not yet.
     """
     host = LOOPBACK if text in ("localhost", "::1") else text
     try:
@@ -217,7 +219,8 @@ def _require_free(host: str, port: int | None) -> None:
                 f"port {port} of {host} is taken by another program, perhaps by another cluster's head. "
                 "Stop that, or give another --port"
             ) from None
-        raise ConfigError(
+        missing = error.errno == errno.EADDRNOTAVAIL
+        raise (NodeNotStarted if missing else ConfigError)(
             f"{host} cannot be this node's address ({error.strerror}). Give one of this machine's own, as "
             "`ip address` lists them"
         ) from None

@@ -260,7 +260,7 @@ _ROWS: Final = (
     _row(
         r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)"
         r".*?started with:\s+Ray: (\S+)\s+Python: (\S+)",
-        ConfigError,
+        NodeNotStarted,
         "the cluster runs Ray {0} on Python {1}, this node Ray {2} on Python {3}; all nodes need the same",
     ),
     _row(

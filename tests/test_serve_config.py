@@ -48,6 +48,17 @@ def test_a_good_one_is_given_back_with_our_arguments(tmp_path: Path) -> None:
     assert len(ServeDeploySchema.model_validate(config.content).applications) == 2
 
 
+def test_the_files_of_keys_of_both_applications_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(
+        GOOD.replace("args:\n", "args:\n      api_keys_file: /etc/control.yaml\n", 1).replace(
+            "{replicas: 1}", "{api_keys_file: ~/router.yaml}"
+        )
+    )
+    found = read_serve_config(path, ServeDeploySchema).key_files
+    assert found == {Path("/etc/control.yaml"), Path.home() / "router.yaml"}
+
+
 def test_applications_of_others_are_theirs(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text("applications: [{name: x, import_path: 'a:b', route_prefix: /, args: {anything: 1}}]")

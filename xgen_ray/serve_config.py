@@ -31,12 +31,13 @@ Arguments = TypeVar("Arguments", bound=Settings)
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     """``content`` is the file's, as Serve takes it; ``control`` the arguments of our application, if it is
-    there.
+    there; ``key_files`` the files of keys that both of ours name.
     """
 
     path: Path
     content: Mapping[str, Any]
     control: ControlSettings | None
+    key_files: frozenset[Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,11 @@ def read_serve_config(path: Path, serves_schema: type[BaseModel]) -> ServeConfig
     problems = [*document.repeated(), *_problems(document.content, serves_schema)]
     if problems:
         raise ConfigError("\n".join(_told(path, document, problems)))
-    ours = [ControlSettings.model_validate(given) for _, given in _arguments(document.content, CONTROL_PATH)]
-    return ServeConfig(path, document.content, ours[0] if ours else None)
+    content = document.content
+    controls = [ControlSettings.model_validate(given) for _, given in _arguments(content, CONTROL_PATH)]
+    routers = [RouterSettings.model_validate(given) for _, given in _arguments(content, ROUTER_PATH)]
+    key_files = frozenset(one.api_keys_file for one in (*controls, *routers) if one.api_keys_file is not None)
+    return ServeConfig(path, content, controls[0] if controls else None, key_files)
 
 
 class _Document:

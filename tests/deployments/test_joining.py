@@ -27,7 +27,7 @@ from deployments.joining import (
     way_to,
     with_token,
 )
-from xgen_ray.errors import ConfigError, HeadUnreachable, Unauthorized
+from xgen_ray.errors import ConfigError, HeadUnreachable, NodeNotStarted, Unauthorized
 
 HEAD = Address("10.0.0.1", 6379)
 
@@ -128,13 +128,13 @@ def test_versions_must_be_the_same() -> None:
     ray, python = version("ray"), platform.python_version()
     minor = ".".join(python.split(".")[:2])
     require_same_versions(HEAD, HeadFacts(ray, python))
-    with pytest.raises(ConfigError, match=rf"at 10\.0\.0\.1:6379 runs Ray 2\.1\.0, this node Ray {ray}"):
+    with pytest.raises(NodeNotStarted, match=rf"at 10\.0\.0\.1:6379 runs Ray 2\.1\.0, this node Ray {ray}"):
         require_same_versions(HEAD, HeadFacts("2.1.0", python))
     other = HeadFacts(ray, f"{minor}.99")
-    with pytest.raises(ConfigError, match=rf"runs Python {minor}\.99, this node Python {python}"):
+    with pytest.raises(NodeNotStarted, match=rf"runs Python {minor}\.99, this node Python {python}"):
         require_same_versions(HEAD, other)
     require_same_versions(HEAD, other, match="minor")
-    with pytest.raises(ConfigError, match=r"Python 3\.2\.1"):
+    with pytest.raises(NodeNotStarted, match=r"Python 3\.2\.1"):
         require_same_versions(HEAD, HeadFacts(ray, "3.2.1"), match="minor")
 
 
@@ -142,9 +142,14 @@ def test_this_nodes_own_address(listener: int) -> None:
     assert own_address("127.0.0.1") == own_address("localhost") == own_address("::1") == "127.0.0.1"
     with pytest.raises(ConfigError, match=f"port {listener} of 127.0.0.1 is taken"):
         own_address("127.0.0.1", listener)
-    for wrong in ("0.0.0.0", "::", "a-name", "203.0.113.7"):
+    for wrong in ("0.0.0.0", "::", "a-name"):
         with pytest.raises(ConfigError, match="cannot be this node's address"):
             own_address(wrong)
+
+
+def test_an_address_that_this_machine_has_not_may_be_there_later() -> None:
+    with pytest.raises(NodeNotStarted, match="cannot be this node's address"):
+        own_address("203.0.113.7")
 
 
 def test_the_way_to_a_head_says_which_address_is_this_nodes() -> None:

@@ -129,7 +129,7 @@ SAID = {
         TRACE + "RuntimeError: Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n"
         "    Python: 3.12.1\nThis process on node 192.0.2.2 was started with:\n    Ray: 2.60.1\n"
         "    Python: 3.11.7\n",
-        ConfigError,
+        NodeNotStarted,
         "the cluster runs Ray 2.60.0 on Python 3.12.1, this node Ray 2.60.1 on Python 3.11.7",
     ),
     "another head's port": (

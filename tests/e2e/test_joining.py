@@ -189,11 +189,11 @@ def test_another_version(machines: Machines, head: Node) -> None:
     try:
         claim_to_be(head, python_version="3.99.1")
         code, line = refusal(late, "--block")
-        assert code == ExitCode.USAGE
+        assert code == ExitCode.FAILED, "systemd is to try again"
         assert f"runs Python 3.99.1, this node Python {own['python_version']}" in line
         claim_to_be(head, python_version=own["python_version"], ray_version="2.1.0")
         code, line = refusal(late, "--block")
-        assert code == ExitCode.USAGE
+        assert code == ExitCode.FAILED, "systemd is to try again"
         assert f"runs Ray 2.1.0, this node Ray {own['ray_version']}" in line
     finally:
         claim_to_be(head, **own)
