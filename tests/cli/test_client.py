@@ -48,18 +48,6 @@ def test_a_proxy_does_not_stand_before_this_machine(
         assert server.status().models == ()
 
 
-def test_a_proxy_does_not_stand_before_another_address_of_this_machine(
-    fleet: Fleet, url: str, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", nowhere)
-    # Looks like any address, and leads here on every machine.
-    address = url.replace("127.0.0.1", "127.1")
-    with Server(address, KEY) as server, pytest.raises(CommandError, match="No server answers"):
-        server.status()
-    with Server(address, KEY, here=True) as server:
-        assert server.status().models == ()
-
-
 def test_another_program_at_the_address_is_recognised(url: str) -> None:
     with (
         Server(f"{url}/elsewhere", KEY) as server,

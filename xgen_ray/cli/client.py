@@ -67,8 +67,7 @@ class NoServer(CommandError):
 class Server:
     """One server, addressed by ``url`` (its root, with or without ``/v1``). Close it after use.
 
-    ``timeout_s`` bounds every single answer, ``connect_timeout_s`` the finding of the server. ``here`` says
-    that it is on this machine, whatever its address.
+    ``timeout_s`` bounds every single answer, ``connect_timeout_s`` the finding of the server.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Server:
         url: str,
         api_key: str | None,
         *,
-        here: bool = False,
         timeout_s: float = 30.0,
         connect_timeout_s: float = 5.0,
     ) -> None:
@@ -90,7 +88,7 @@ class Server:
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
             # A proxy for the outside world must not stand between this machine and itself.
-            trust_env=not (here or is_loopback(self.url)),
+            trust_env=not is_loopback(self.url),
             verify=_trust(self.url),
         )
 

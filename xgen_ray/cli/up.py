@@ -40,8 +40,9 @@ DRAIN_S = 30.0
 DASHBOARD_URL = "http://127.0.0.1:8265"
 WATCH_S = 0.3
 _LOOPBACK = "127.0.0.1"
-# Names for all addresses of this machine at once.
-_EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104
+# Serve's routers listen where its proxy does, and the proxy looks for them at 127.0.0.1: what answers there
+# would be another's, were they elsewhere.
+_HOSTS = (_LOOPBACK, "localhost", "0.0.0.0", "::")  # noqa: S104
 
 
 def up(
@@ -58,7 +59,7 @@ def up(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than loopback need keys.")
+        str, typer.Option("--host", help="Loopback, or 0.0.0.0 for all addresses, which needs keys.")
     ] = _LOOPBACK,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = DEFAULT_PORT,
     api_key: Annotated[
@@ -117,13 +118,18 @@ def up(
     of_file = read_api_keys(keys_file) if keys_file else ()
     keys = (*given, *of_file)
     require_keys_when_exposed(host, has_keys=bool(keys))
+    if host not in _HOSTS:
+        message = f"up cannot listen on {host} alone, only on {_LOOPBACK} or on all addresses, 0.0.0.0."
+        raise CommandError(
+            ExitCode.USAGE, message, "Give --host 0.0.0.0, and let a firewall keep the rest out."
+        )
     _require_free(host, port)
     if otlp_endpoint is not None:
         from xgen_ray.api.tracing import require_tracing
 
         require_tracing(otlp_endpoint)
     sources = [options.absolute(source) for source in load or ()]
-    base_url = reached_at(host, port)
+    base_url = f"http://{_LOOPBACK}:{port}"
     control = ControlSettings(
         api_keys_file=keys_file,
         base_url=base_url,
@@ -143,7 +149,7 @@ def up(
             with interrupting(stop):
                 _start(stack, control, router, given, of_file)
             own = next((entry.key for entry in keys if entry.role is Role.MANAGE), None)
-            with Server(base_url, own or (keys[0].key if keys else None), here=True) as server:
+            with Server(base_url, own or (keys[0].key if keys else None)) as server:
                 statuses = follow_all(server, stop, every_s=WATCH_S)
             if not stop.is_set():
                 _announce(statuses, base_url)
@@ -196,7 +202,7 @@ def _stop(stack: "LocalStack") -> None:
     """A second Ctrl-C cuts off what still runs."""
     console = output.stderr()
     hurry = threading.Event()
-    _on_signals(hurry.set)
+    _on_signals(_aside(hurry.set))
     with console.status("stopping; running requests may finish (Ctrl-C again to cut them off)"):
         try:
             stack.drain(DRAIN_S, hurry)
@@ -212,19 +218,24 @@ def interrupting(stop: threading.Event) -> Iterator[None]:
     To be entered once Ray is imported, and it starts inside: both set handlers of their own.
     """
 
-    def interrupt() -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     _on_signals(interrupt)
     try:
         yield
     finally:
-        _on_signals(stop.set)
+        _on_signals(_aside(stop.set))
 
 
-def _on_signals(call: Callable[[], None]) -> None:
+def _on_signals(handler: Callable[..., None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: call())
+        signal.signal(number, handler)
+
+
+def _aside(call: Callable[[], None]) -> Callable[..., None]:
+    """A handler that calls it in a thread: this one may hold the locks that it takes."""
+    return lambda *_: threading.Thread(target=call, daemon=True).start()
 
 
 def _announce(statuses: Iterable[ModelStatus], base_url: str) -> None:
@@ -266,18 +277,9 @@ def _require_free(host: str, port: int) -> None:
     except OSError as error:
         raise CommandError(
             ExitCode.USAGE,
-            f"cannot listen on {_authority(host, port)}: {error.strerror}",
+            f"cannot listen on {host}:{port}: {error.strerror}",
             "Give another --port or --host.",
         ) from None
-
-
-def reached_at(host: str, port: int) -> str:
-    """Where this machine reaches a server that listens on ``host``."""
-    return f"http://{_authority(_LOOPBACK if host in _EVERYWHERE else host, port)}"
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _model_dirs(given: list[Path] | None, sources: list[str]) -> tuple[Path, ...]:
