@@ -39,6 +39,11 @@ class ServeConfig:
     control: ControlSettings | None
     key_files: frozenset[Path]
 
+    @property
+    def host(self) -> str:
+        """The address that Serve is to listen on."""
+        return _host(self.content)
+
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
@@ -136,7 +141,7 @@ def _problems(content: Any, serves_schema: type[BaseModel]) -> Iterator[_Problem
 
 
 def _of_arguments(content: Any, import_path: str, settings: type[Arguments]) -> Iterator[_Problem]:
-    host = (content.get("http_options") or {}).get("host", _SERVES_HOST)
+    host = _host(content)
     for place, given in _arguments(content, import_path):
         try:
             arguments = settings.model_validate(given)
@@ -149,6 +154,11 @@ def _of_arguments(content: Any, import_path: str, settings: type[Arguments]) -> 
                 f"api_keys_file is missing, and others can reach {host}: they could use and unload the "
                 "models. Give it to both applications, or set host to 127.0.0.1 in http_options",
             )
+
+
+def _host(content: Mapping[str, Any]) -> str:
+    host: str = (content.get("http_options") or {}).get("host", _SERVES_HOST)
+    return host
 
 
 def _arguments(content: Any, import_path: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:

@@ -35,6 +35,7 @@ CONTROL_APP = "xgen-control"
 CONTROL_DEPLOYMENT = "Control"
 ROUTER_APP = "xgen-router"
 DEFAULT_PORT = 8000
+_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104
 
 # What engines and vendor tools may see of our environment. Everything else, tokens and keys above all,
 # stays out.
@@ -255,6 +256,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def require_reachable_routers(host: str) -> None:
+    """Raises ConfigError for an address at which Serve's proxy would miss the routers: they listen where it
+    does, and HAProxy looks for them at 127.0.0.1, where another's may answer.
+    """
+    if host not in _HOSTS:
+        raise ConfigError(
+            f"Serve cannot listen on {host} alone, only on 127.0.0.1 or on all addresses, 0.0.0.0. Listen on "
+            "all, and let a firewall keep the rest out"
+        )
 
 
 def require_keys_when_exposed(host: str, *, has_keys: bool) -> None:

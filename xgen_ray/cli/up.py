@@ -30,6 +30,7 @@ from xgen_ray.settings import (
     parse_keys,
     read_api_keys,
     require_keys_when_exposed,
+    require_reachable_routers,
     xdg_dir,
 )
 
@@ -40,9 +41,6 @@ DRAIN_S = 30.0
 DASHBOARD_URL = "http://127.0.0.1:8265"
 WATCH_S = 0.3
 _LOOPBACK = "127.0.0.1"
-# Serve's routers listen where its proxy does, and the proxy looks for them at 127.0.0.1: what answers there
-# would be another's, were they elsewhere.
-_HOSTS = (_LOOPBACK, "localhost", "0.0.0.0", "::")  # noqa: S104
 
 
 def up(
@@ -118,11 +116,7 @@ def up(
     of_file = read_api_keys(keys_file) if keys_file else ()
     keys = (*given, *of_file)
     require_keys_when_exposed(host, has_keys=bool(keys))
-    if host not in _HOSTS:
-        message = f"up cannot listen on {host} alone, only on {_LOOPBACK} or on all addresses, 0.0.0.0."
-        raise CommandError(
-            ExitCode.USAGE, message, "Give --host 0.0.0.0, and let a firewall keep the rest out."
-        )
+    require_reachable_routers(host)
     _require_free(host, port)
     if otlp_endpoint is not None:
         from xgen_ray.api.tracing import require_tracing
