@@ -108,6 +108,24 @@ def test_an_image_is_told_what_its_entry_point_takes() -> None:
         assert options["config" if word == "head" else "token_file"] is not None
 
 
+def shell_blocks(page: Path) -> list[tuple[str, str]]:
+    """The commands of a page, with the comment over them: in plain fences, which others are not in."""
+    found = re.findall(r"(?:^|\n)(?:<!-- ([^\n]*) -->\n)?```\n(.*?)```", page.read_text(), re.DOTALL)
+    program = re.compile(r"(?:[\w./]*/)?(?:xgen-ray|make|sudo|docker|python3|sh|curl)\b")
+    return [(comment, block) for comment, block in found if program.match(block)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.ko.md"], ids=name_of)
+def test_every_command_is_run_or_told_by_which_test(page: Path) -> None:
+    for comment, block in shell_blocks(page):
+        if comment == "run":
+            continue
+        told = re.fullmatch(r"as in ([^;]+)(; .+)?", comment)
+        assert told is not None, f"which test runs this, or what does it need? {block}"
+        for place in told[1].split(", "):
+            assert (REPOSITORY / place).exists(), place
+
+
 def runnable() -> list[str]:
     """The commands of blocks that are marked to be run."""
     blocks = [
