@@ -317,6 +317,15 @@ def test_an_exclusion_is_taken_back_by_the_next_life_if_it_leaves_nothing(contro
     assert fresh.state.exclusions == ()
 
 
+def test_it_is_known_who_may_take_an_exclusion_back_until_that_is_written_down(control: Control) -> None:
+    control.die(control.ready(), "canary_failed")
+    control.effects.clear()
+    effects = control.look()
+    order = [type(effect) for effect in effects if isinstance(effect, Remember | RememberLessons)]
+    assert order == [RememberLessons, Remember]
+    assert only(effects, RememberLessons).exclusions == ()
+
+
 def test_a_bad_file_is_never_tried_again(control: Control) -> None:
     control.load()
     app = control.place("small", 100 * 2**20, view(gpus=[radeon()]))

@@ -75,6 +75,17 @@ def test_a_restart_that_finds_no_place_leaves_the_wish(control: Sized) -> None:
     assert control.state.models["small"].retry_at is not None
 
 
+def test_what_the_ladder_may_take_back_it_may_after_a_restart_as_well(control: Sized) -> None:
+    app = control.ready()
+    control.die(app, "canary_failed")
+    restart(control)
+    control.observe({app: ServeState.STOPPING})
+    control.observe({}, at=52.0)
+    control.look()
+    assert control.phase() is Phase.FAILED
+    assert control.state.exclusions == ()
+
+
 def test_control_may_end_in_the_middle_of_it(control: Sized) -> None:
     app = control.ready()
     (record,) = restart(control)

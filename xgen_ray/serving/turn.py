@@ -168,9 +168,11 @@ class Turn:
         before = self.before
         lessons = (self.exclusions, self.observations)
         if lessons != (before.exclusions, before.observations):
-            # A record may say which exclusion is to be taken back: it is written first.
+            # A record may say which exclusion is to be taken back: it says so before that is written down,
+            # and until it is written that it is gone.
             written = [number for number, one in enumerate(self.effects, 1) if isinstance(one, Remember)]
-            self.effects.insert(max(written, default=0), RememberLessons(*lessons))
+            is_more = len(self.exclusions) > len(before.exclusions)
+            self.effects.insert(max(written, default=0) if is_more else 0, RememberLessons(*lessons))
         if self.drained != before.drained:
             self.effects.insert(0, RememberDrained(self.drained))
         asked = before.asked_nodes

@@ -98,7 +98,9 @@ def restart(turn: Turn, event: RestartAsked) -> None:
         return
     for model in staying:
         turn.used = {**turn.used, model.name: event.at}
-        begin_again(turn, asked_anew(model, model.request), event.at, "restarting: an operator asks for it")
+        # The request is the same, and so is what its ladder may take back.
+        fresh = replace(asked_anew(model, model.request), last_rung=model.last_rung)
+        begin_again(turn, fresh, event.at, "restarting: an operator asks for it")
     turn.effects.append(Answer(event.caller, event.name))
 
 
