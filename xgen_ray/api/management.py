@@ -221,9 +221,9 @@ def _orders(control: ControlPlane) -> APIRouter:
             return await control.unload(body.name, wait=False)
         return await _while_connected(request, control.unload(body.name, wait=True))
 
-    @router.post("/restart", summary="Unload a model and load it again")
+    @router.post("/restart", summary="Start a model's engines anew")
     async def restart(body: NameRequest) -> ModelStatus:
-        """With the options that it was loaded with. Requests that run may finish."""
+        """As it was asked for. Requests that run may finish, others wait."""
         return await control.restart(body.name)
 
     @router.post("/scale", summary="Change how many replicas a model has")

@@ -85,6 +85,9 @@ class ControlLoop:
         # Of its own, to be waited for: a write that is cancelled goes on in its thread.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._posted = 0
+        self._done = 0
+        self._advanced = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
@@ -130,6 +133,7 @@ class ControlLoop:
             raise RuntimeError(f"control's loop has died: {self._broken!r}") from self._broken
 
     def post(self, event: Event) -> None:
+        self._posted += 1
         self._events.put_nowait(event)
 
     def caller(self) -> tuple[str, asyncio.Future[None]]:
@@ -141,10 +145,12 @@ class ControlLoop:
         return caller, outcome
 
     async def caught_up(self) -> None:
-        """Returns once every event that was posted until now has been judged."""
-        judged = self.steps + self._events.qsize()
-        while self.steps < judged:
-            await self.stepped.wait()
+        """Returns once every event that was posted until now has been judged, and what came of it carried
+        out: written down, or begun.
+        """
+        posted = self._posted
+        while self._done < posted:
+            await self._advanced.wait()
 
     async def ask(self, make: Callable[[str], Event]) -> None:
         """Posts what ``make`` makes for a caller, and waits for its answer. Raises the error in it."""
@@ -179,6 +185,9 @@ class ControlLoop:
                 new = self.chronicle.events[: self.chronicle.told - chronicle.told]
                 self.counts.count(new)
                 await self._write(self._registry.add_events, new)
+            self._done += 1
+            self._advanced.set()
+            self._advanced = asyncio.Event()
             # Many events in a row must not keep routers and callers waiting for all of them.
             await asyncio.sleep(0)
 

@@ -119,7 +119,7 @@ export default {
   "unload.ask": "Unload {name}? Requests that run may finish; then its memory is free.",
   "unload.done": "{name} is unloaded",
   restart: "Restart",
-  "restart.ask": "Restart {name}? It is unloaded and loaded again, with the same options.",
+  "restart.ask": "Restart {name}? Its engines end and others start with the same options; requests wait.",
   "restart.done": "{name} is being loaded again",
   lift: "Lift",
   "lift.done": "{backend} may be used again",

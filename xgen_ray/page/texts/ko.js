@@ -119,7 +119,7 @@ export default {
   "unload.ask": "{name} 모델을 내릴까요? 실행 중인 요청은 끝까지 처리되고, 그 뒤 메모리가 비워집니다.",
   "unload.done": "{name} 모델을 내렸습니다",
   restart: "다시 시작",
-  "restart.ask": "{name} 모델을 다시 시작할까요? 같은 옵션으로 내렸다가 다시 로드합니다.",
+  "restart.ask": "{name} 모델을 다시 시작할까요? 엔진을 끝내고 같은 옵션으로 새로 시작하며, 요청은 기다립니다.",
   "restart.done": "{name} 모델을 다시 로드하는 중입니다",
   lift: "해제",
   "lift.done": "{backend}을(를) 다시 사용할 수 있습니다",
