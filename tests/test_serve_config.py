@@ -93,6 +93,11 @@ MODELS = "applications[0].args.models"
         ("replicas: 0", "replicas: 1", "18: applications[1].args.replicas: Input should be greater than"),
         ("name: control", "name: xgen-control", "3: applications[0].name: it must be xgen-control"),
         ("host: 0.0.0.0", "host: 127.0.0.1", "6: applications[0].args: api_keys_file is missing"),
+        (
+            "host: 192.0.2.7",
+            "host: 127.0.0.1",
+            "1: http_options.host: Serve cannot listen on 192.0.2.7, only on 127.0.0.1 or on all IPv4",
+        ),
         ("hots: 127.0.0.1", "host: 127.0.0.1", "6: applications[0].args: api_keys_file is missing"),
         (
             "import_pat: a",

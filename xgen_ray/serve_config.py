@@ -15,7 +15,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from xgen_ray.errors import ConfigError
-from xgen_ray.settings import CONTROL_APP, ROUTER_APP, ControlSettings, RouterSettings, Settings, is_loopback
+from xgen_ray.settings import (
+    CONTROL_APP,
+    ROUTER_APP,
+    ControlSettings,
+    RouterSettings,
+    Settings,
+    is_loopback,
+    require_reachable_routers,
+)
 
 CONTROL_PATH: Final = "deployments.app:control"
 ROUTER_PATH: Final = "deployments.app:router"
@@ -38,11 +46,6 @@ class ServeConfig:
     content: Mapping[str, Any]
     control: ControlSettings | None
     key_files: frozenset[Path]
-
-    @property
-    def host(self) -> str:
-        """The address that Serve is to listen on."""
-        return _host(self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,10 @@ def _problems(content: Any, serves_schema: type[BaseModel]) -> Iterator[_Problem
         if path in _NAMES and name != _NAMES[path]:
             place = ("applications", index, "name")
             yield _Problem(place, f"it must be {_NAMES[path]}, by which the others find it (got {name!r})")
+    try:
+        require_reachable_routers(_host(content))
+    except ConfigError as error:
+        yield _Problem(("http_options", "host"), error.message)
     yield from _of_arguments(content, CONTROL_PATH, ControlSettings)
     yield from _of_arguments(content, ROUTER_PATH, RouterSettings)
 

@@ -35,7 +35,7 @@ CONTROL_APP = "xgen-control"
 CONTROL_DEPLOYMENT = "Control"
 ROUTER_APP = "xgen-router"
 DEFAULT_PORT = 8000
-_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104
+_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104
 
 # What engines and vendor tools may see of our environment. Everything else, tokens and keys above all,
 # stays out.
@@ -214,7 +214,8 @@ def read_api_keys(path: Path) -> tuple[KeyEntry, ...]:
         content = yaml.load(path.read_text(), _TextLoader)  # noqa: S506
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the file of API keys cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    # For explicit tags its constructors raise whatever they like, with what they were given.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{line}: the file of API keys is no YAML; put a key into quotes") from None
@@ -245,6 +246,10 @@ def _key(path: Path, name: str, given: object) -> str:
             f"{path}: {name} has no key that is text, but nothing, a truth value or a list; give it one, in "
             "quotes if it looks like one of these"
         )
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{path}: the key of {name} has half a character that no client can send") from None
     return given
 
 
@@ -260,12 +265,13 @@ def is_loopback(host: str) -> bool:
 
 def require_reachable_routers(host: str) -> None:
     """Raises ConfigError for an address at which Serve's proxy would miss the routers: they listen where it
-    does, and HAProxy looks for them at 127.0.0.1, where another's may answer.
+    does, and HAProxy looks for them at 127.0.0.1, where another's may answer. It listens on no IPv6 address.
     """
     if host not in _HOSTS:
+        advice = "127.0.0.1" if is_loopback(host) else "0.0.0.0, and let a firewall keep the rest out"
         raise ConfigError(
-            f"Serve cannot listen on {host} alone, only on 127.0.0.1 or on all addresses, 0.0.0.0. Listen on "
-            "all, and let a firewall keep the rest out"
+            f"Serve cannot listen on {host or 'an empty host'}, only on 127.0.0.1 or on all IPv4 addresses. "
+            f"Give {advice}"
         )
 
 

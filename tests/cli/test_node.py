@@ -68,20 +68,6 @@ def test_a_head_without_its_file_of_keys_is_refused_before_ray_starts(
     assert time.monotonic() - began < 20
 
 
-def test_a_head_whose_proxy_would_miss_its_routers_is_refused(call: Call, tmp_path: Path) -> None:
-    keys, config = tmp_path / "keys.yaml", tmp_path / "fleet.yaml"
-    keys.write_text("alice: sk-1")
-    keys.chmod(0o600)
-    fleet = yaml.safe_load((REPOSITORY / "cluster_configs" / "static-fleet.yaml").read_text())
-    fleet["http_options"]["host"] = "192.0.2.7"
-    for one in fleet["applications"]:
-        one["args"]["api_keys_file"] = str(keys)
-    config.write_text(yaml.safe_dump(fleet))
-    result = call("node", "--head", "--config", str(config), "--block")
-    assert result.exit_code == ExitCode.USAGE
-    assert "cannot listen on 192.0.2.7 alone" in result.stderr
-
-
 @pytest.mark.engine
 def test_a_dry_run_shows_what_would_be_run(call: Call, tmp_path: Path) -> None:
     """It looks at the machine as a start would, which runs each engine once."""

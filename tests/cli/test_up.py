@@ -13,11 +13,11 @@ from xgen_ray.cli.exits import ExitCode
 from xgen_ray.cli.up import interrupting
 
 
-@pytest.mark.parametrize("host", ["192.0.2.7", "gpu-1.lab", "::1", "127.0.0.9", ""])
+@pytest.mark.parametrize("host", ["192.0.2.7", "gpu-1.lab", "::", "::1", "127.0.0.9", ""])
 def test_an_address_at_which_the_proxy_would_miss_its_routers_is_refused(call: Call, host: str) -> None:
     result = call("up", "--host", host, "--api-key", "alice=sk-1")
     assert result.exit_code == ExitCode.USAGE
-    assert "0.0.0.0" in result.stderr
+    assert "only on 127.0.0.1 or on all IPv4 addresses" in result.stderr
 
 
 @pytest.fixture

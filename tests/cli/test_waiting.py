@@ -6,6 +6,7 @@ import pytest
 
 from tests.cli.fleet import KEY, Fleet, ready
 from xgen_ray.cli.client import Server
+from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.cli.waiting import follow_all
 from xgen_ray.schema import Phase
 
@@ -32,6 +33,13 @@ def test_a_server_that_has_no_answer_is_asked_again(fleet: Fleet, url: str) -> N
     fleet.absences = 1
     with Server(url, KEY) as server:
         assert [status.name for status in follow_all(server, threading.Event(), every_s=0.01)] == ["small"]
+
+
+def test_a_server_that_takes_the_key_no_more_is_not_asked_for_ever(fleet: Fleet, url: str) -> None:
+    fleet.models["small"] = ready("small")
+    with Server(url, "sk-other") as server, pytest.raises(CommandError) as caught:
+        follow_all(server, threading.Event(), every_s=0.01)
+    assert caught.value.exit_code is ExitCode.UNAUTHORISED
 
 
 def test_who_is_told_to_stop_waits_for_nothing(fleet: Fleet, url: str) -> None:

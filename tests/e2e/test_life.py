@@ -128,7 +128,8 @@ def test_ctrl_c_ends_everything_and_the_next_start_brings_it_back(tmp_path: Path
         assert stack.chat("kept").status_code == 200
 
 
-def test_ctrl_c_ends_a_start_that_is_under_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_start_that_is_under_way(tmp_path: Path, number: signal.Signals) -> None:
     stack = start(tmp_path)
 
     def begin() -> None:
@@ -138,7 +139,8 @@ def test_ctrl_c_ends_a_start_that_is_under_way(tmp_path: Path) -> None:
     starting = threading.Thread(target=begin)
     starting.start()
     wait_until(lambda: stack.named("raylet/raylet"), 60, "Ray on its way")
-    assert stack.stop() < STOP_S
+    stack.process.send_signal(number)
+    stack.process.wait(STOP_S)
     starting.join(STOP_S)
     assert stack.process.returncode == 130, "".join(stack.output)
     # An agent of Ray that was starting itself looks for its raylet once it runs.

@@ -17,7 +17,7 @@ LOOK_S: Final = 1.0
 
 class KeyFile:
     """Has ``keys`` be what the file says. ``read`` raises ConfigError for a file that is at fault: the keys
-    before it stay then, and it is told once.
+    before it stay then, it is told once, and read again every time until it is good.
     """
 
     def __init__(self, path: Path, keys: ApiKeys, read: Callable[[Path], Iterable[KeyEntry]]) -> None:
@@ -25,6 +25,7 @@ class KeyFile:
         self._keys = keys
         self._read = read
         self._seen: tuple[int, ...] | None = None
+        self._fault: str | None = None
 
     async def follow(self) -> None:
         """Look at it every second, until cancelled. No request waits for that."""
@@ -33,16 +34,18 @@ class KeyFile:
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
-        """Read the file if it is another than at the last look, and at the first."""
+        """Read the file if it is another than was last read, and at the first."""
         now = self._stamp()
         if now == self._seen:
             return
-        self._seen = now
         try:
             self._keys.replace(self._read(self._path))
         except ConfigError as error:
-            logger.error("the keys stay as they were: reason=%s", error.message)  # its words say all
+            if error.message != self._fault:
+                self._fault = error.message
+                logger.error("the keys stay as they were: reason=%s", error.message)  # its words say all
             return
+        self._seen, self._fault = now, None
         logger.info("keys are those of the file: file=%s", self._path)
 
     def _stamp(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xgen_ray.cli import output
 from xgen_ray.placement.tags import NodeTags, tags_of
 from xgen_ray.process import free_port
-from xgen_ray.settings import engine_environment, read_api_keys, require_reachable_routers, xdg_dir
+from xgen_ray.settings import engine_environment, read_api_keys, xdg_dir
 
 if TYPE_CHECKING:
     from deployments.ray_node import RayStart
@@ -91,11 +91,9 @@ async def _run(asked: NodeRequest, ready: Callable[[], None], *, as_json: bool, 
     if asked.config is not None:
         from deployments.applying import read_config
 
-        config = read_config(asked.config)
-        # The head has the keys; what its applications would not take is told before Ray starts.
-        for keys in config.key_files:
+        # The head has them; what its applications would not take is told before Ray starts.
+        for keys in read_config(asked.config).key_files:
             read_api_keys(keys)
-        require_reachable_routers(config.host)
     node_ip = _node_ip(asked)
     if asked.head is None:
         _ready_a_token(asked)

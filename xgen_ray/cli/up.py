@@ -209,7 +209,8 @@ def _stop(stack: "LocalStack") -> None:
 def interrupting(stop: threading.Event) -> Iterator[None]:
     """Inside it a signal ends whatever blocks by KeyboardInterrupt; afterwards it sets ``stop``.
 
-    To be entered once Ray is imported, and it starts inside: both set handlers of their own.
+    To be entered once Ray is imported, and it starts inside: both set handlers of their own, and Ray's makes
+    a SystemExit of SIGTERM.
     """
 
     def interrupt(*_: object) -> None:
@@ -218,6 +219,8 @@ def interrupting(stop: threading.Event) -> Iterator[None]:
     _on_signals(interrupt)
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         _on_signals(_aside(stop.set))
 

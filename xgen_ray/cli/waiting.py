@@ -22,6 +22,9 @@ from xgen_ray.schema import Progress as LoadProgress
 
 _FIRST_POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
+_SILENCE_S = 120.0
+# What a server's errors may be while its control starts again.
+_PASSING = frozenset({ExitCode.FAILED, ExitCode.UNREACHABLE, ExitCode.TIMED_OUT})
 # Where a model stays, until a request or somebody moves it.
 _ARRIVED = frozenset({Phase.READY, Phase.SLEEPING, Phase.FAILED})
 
@@ -60,19 +63,23 @@ def follow(
 def follow_all(server: Server, stop: threading.Event, *, every_s: float) -> tuple[ModelStatus, ...]:
     """Poll until every model has arrived or ``stop`` is set, show them meanwhile, and return their states.
 
-    A server that gives no answer, as while its control starts again, is asked again.
+    A server that gives no answer, as while its control starts again, is asked again for two minutes.
     """
     console = output.stderr()
     statuses: tuple[ModelStatus, ...] = ()
     told: set[str] = set()
+    answered = time.monotonic()
     with console.status("") as line:
         while not stop.is_set():
             try:
                 statuses = server.status().models
             except CommandError as error:
+                if error.exit_code not in _PASSING or time.monotonic() > answered + _SILENCE_S:
+                    raise
                 line.update(output.plain(error.message))
                 stop.wait(_LONGEST_POLL_S)
                 continue
+            answered = time.monotonic()
             for status in statuses:
                 if status.phase in _ARRIVED and status.name not in told:
                     told.add(status.name)
