@@ -189,8 +189,8 @@ async def test_a_stream_that_waits_has_signs_of_life() -> None:
 
 
 async def test_a_stream_whose_engine_is_asked_again_and_again_has_signs_of_life() -> None:
-    """Each pause before that is shorter than the time between two signs."""
-    limits = replace(LIMITS, retry=RetryLimits(ready_wait_s=1.7, sign_of_life_s=1.0))
+    """No pause between two requests is longer than the time between two signs."""
+    limits = replace(LIMITS, retry=RetryLimits(ready_wait_s=20, sign_of_life_s=2.0))
     async with stack(otherwise=loading, limits=limits) as running, StandInEngine().running() as second:
         body = {**CHAT, "stream": True}
         async with running.client.stream("POST", "/v1/chat/completions", json=body) as reply:

@@ -380,6 +380,11 @@ def test_prometheus_has_every_node_and_every_card(
         empty = {where: expression for where, expression in asked.items() if not prometheus.query(expression)}
         assert (len(asked) > 5, empty) == (True, {})
         wait_until(lambda: ready(fleet, "mortal") == 1, SOON_S, "the engine back")
+        order = {"node": HEAD}
+        assert fleet.management("POST", "drain", json=order).status_code == 200
+        drained = 'ray_xgen_node_drained{node="head"} == 1'
+        wait_until(lambda: prometheus.query(drained), SOON_S, "the drain seen")
+        assert fleet.management("POST", "drain", json={**order, "lift": True}).status_code == 200
 
 
 def test_a_node_of_plain_ray_is_a_cpu_node_and_says_what_to_do(

@@ -108,6 +108,13 @@ METRICS: Final = (
         "1 for a node that is alive, by how it is there: joined, autoscaled or drained.",
     ),
     Metric(
+        "xgen_node_drained",
+        Kind.GAUGE,
+        Source.CONTROL,
+        ("node",),
+        "1 for a node that an operator has drained, alive or not.",
+    ),
+    Metric(
         "xgen_failures",
         Kind.COUNTER,
         Source.CONTROL,

@@ -57,6 +57,8 @@ def control_samples(state: ControlState, events: "FleetEvents") -> Iterator[Samp
     for node_id, name in (state.nodes or {}).items():
         of_autoscaler = "autoscaled" if node_id in state.node_kinds else "joined"
         yield Sample("xgen_nodes", (name, "drained" if name in state.drained else of_autoscaler), 1)
+    for name in state.drained:
+        yield Sample("xgen_node_drained", (name,), 1)
     yield from events.samples()
 
 
