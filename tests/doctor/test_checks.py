@@ -143,12 +143,19 @@ ROWS: dict[str, tuple[NodeFacts, str, Level, str, str]] = {
     "processor's GPU without its library": (
         nvidia_node(pci_gpus=BESIDE, snapshot=snapshot(RTX, amdsmi="not installed")),
         "driver",
-        N,
+        W,
         "1 AMD on the PCI bus, but amdsmi sees none: not installed",
-        "",
+        "mend what the reason names",
+    ),
+    "two of AMD's without their library": (
+        nvidia_node(pci_gpus=(*BESIDE, BESIDE[-1]), snapshot=snapshot(RTX, amdsmi="not installed")),
+        "driver",
+        P,
+        "2 AMD on the PCI bus, but amdsmi sees none: not installed",
+        "mend what the reason names",
     ),
     "processor's GPU without its files": (
-        nvidia_node(pci_gpus=BESIDE),
+        nvidia_node(pci_gpus=BESIDE, snapshot=snapshot(RTX, replace(IGPU, integrated=True))),
         "devices",
         N,
         "/dev/kfd is missing",
@@ -430,6 +437,12 @@ def test_a_node_in_good_health(facts: NodeFacts) -> None:
 def test_how_a_chip_is_made_is_nothing_to_mend(gpu: GPUInfo, note: str) -> None:
     findings = examine(nvidia_node(snapshot=snapshot(replace(gpu, notes=(note,)))))
     assert not [finding for finding in findings if note in finding.found]
+
+
+def test_a_chip_that_has_failed_is_something_to_mend() -> None:
+    lost = replace(GB10, notes=("memory: NVML_ERROR_GPU_IS_LOST",))
+    (finding,) = [one for one in examine(nvidia_node(snapshot=snapshot(lost))) if "IS_LOST" in one.found]
+    assert finding.level is W
 
 
 def test_every_card_is_judged_by_itself() -> None:

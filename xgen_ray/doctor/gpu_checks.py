@@ -71,7 +71,7 @@ def _detected(facts: NodeFacts, vendor: str, cards: Sequence[PCIGPU]) -> Finding
     if driven:
         found = f"{len(driven)} {_NAMES[vendor]} on the PCI bus, but {detector} sees none: {reason}"
         advice = "mend what the reason names; in a container, give it the GPUs"
-        return _unless_spare("driver", found, advice, spare=_is_spare(facts, vendor))
+        return _weighed(_unused_level(facts, vendor), "driver", found, advice)
     bus = "the PCI bus cannot be read" if facts.pci_gpus is None else f"no {_NAMES[vendor]} GPU in use here"
     return Finding("driver", Level.NOTE, f"{bus}; {detector}: {reason}")
 
@@ -89,13 +89,13 @@ def check_device_files(facts: NodeFacts) -> Iterator[Finding]:
         for path, advice in required.items():
             if path not in there:
                 found = f"{path} is missing, which {_NAMES[vendor]} compute goes through"
-                yield _unless_spare("devices", found, advice, spare=_is_spare(facts, vendor))
+                yield _weighed(_unused_level(facts, vendor), "devices", found, advice)
     for file in facts.device_files:
         if not file.usable:
             mode = f"mode {file.mode:o}, " if file.mode is not None else ""
             found = f"{facts.user} may not read and write {file.path} ({mode}group {file.group or 'unknown'})"
             advice = _access_advice(facts.user, file)
-            yield _unless_spare("devices", found, advice, spare=_is_spare(facts, _computes_through(file)))
+            yield _weighed(_unused_level(facts, _computes_through(file)), "devices", found, advice)
     usable = [file.path for file in facts.device_files if file.usable]
     if usable:
         yield Finding("devices", Level.OK, f"{facts.user} may use {', '.join(usable)}")
@@ -110,36 +110,42 @@ def _computes_through(file: DeviceFile) -> str | None:
     return "amd" if file.path == "/dev/kfd" or file.vendor == "amd" else None
 
 
-def _is_spare(facts: NodeFacts, vendor: str | None) -> bool:
-    """Whether nobody misses the GPUs of ``vendor``: processors bring one for the display, and an engine has
-    another vendor's card. NVIDIA's are never a processor's.
+def _unused_level(facts: NodeFacts, vendor: str | None) -> Level:
+    """How much it matters that the GPUs of ``vendor`` cannot be used. Processors bring one of AMD's or
+    Intel's for the display, and nobody misses that beside another vendor's card that an engine has. Whether
+    one that AMD's library does not see is such a one, nobody can tell.
     """
-    if vendor == "nvidia":
-        return False
     engines, _ = _engines_of_gpus(facts)
-    cards = [
-        (position, gpu)
-        for position, gpu in enumerate(facts.snapshot.detection.gpus)
-        if not is_integrated(gpu)
-    ]
-    others = any(engines[position] for position, gpu in cards if _vendor(gpu) != vendor)
-    return others and not any(_vendor(gpu) == vendor for _, gpu in cards)
+    gpus = facts.snapshot.detection.gpus
+    others = any(
+        engines[position] and not is_integrated(gpu) and _vendor(gpu) != vendor
+        for position, gpu in enumerate(gpus)
+    )
+    if vendor == "nvidia" or not others:
+        return Level.PROBLEM
+    own = [gpu for gpu in gpus if _vendor(gpu) == vendor]
+    if vendor is None or own:
+        return Level.NOTE if all(is_integrated(gpu) for gpu in own) else Level.PROBLEM
+    return Level.WARNING if _cards_driven(facts, vendor) == 1 else Level.PROBLEM
 
 
 def _vendor(gpu: GPUInfo) -> str:
     return "nvidia" if gpu.gpu_type is GPUType.NVIDIA else "amd"
 
 
-def _unless_spare(check: str, found: str, advice: str, *, spare: bool) -> Finding:
-    """A problem, or a note of a GPU that nobody misses."""
-    return Finding(check, Level.NOTE, found) if spare else Finding(check, Level.PROBLEM, found, advice)
+def _weighed(level: Level, check: str, found: str, advice: str) -> Finding:
+    """There is nothing to do about a note."""
+    return Finding(check, level, found) if level is Level.NOTE else Finding(check, level, found, advice)
 
 
 def _has_cards(facts: NodeFacts, vendor: str) -> bool:
     """Whether a vendor's driver holds a card of this machine."""
-    return any(
-        card.vendor == vendor and card.driver == _KERNEL_DRIVERS[vendor] for card in facts.pci_gpus or ()
-    )
+    return _cards_driven(facts, vendor) > 0
+
+
+def _cards_driven(facts: NodeFacts, vendor: str) -> int:
+    driver = _KERNEL_DRIVERS[vendor]
+    return sum(card.vendor == vendor and card.driver == driver for card in facts.pci_gpus or ())
 
 
 def _access_advice(user: str, file: DeviceFile) -> str:
@@ -160,7 +166,8 @@ def check_engines_of_gpus(facts: NodeFacts) -> Iterator[Finding]:
         else:
             found = f"no engine can use {what}: {'; '.join(reasons) or 'none is installed'}"
             advice = "install an engine built for this chip and check that its --list-devices names the GPU"
-            yield _unless_spare("gpu", found, advice, spare=card and is_integrated(gpu))
+            level = Level.NOTE if card and is_integrated(gpu) else Level.PROBLEM
+            yield _weighed(level, "gpu", found, advice)
         yield from _chip_notes(what, gpu)
 
 
@@ -203,8 +210,7 @@ def _chip_notes(what: str, gpu: GPUInfo) -> Iterator[Finding]:
 def _is_by_nature(gpu: GPUInfo, note: str) -> bool:
     """Whether a note tells how such chips are made, and not that something failed."""
     if note.startswith("memory: "):
-        without_own = gpu.unified_memory and gpu.gpu_type is GPUType.NVIDIA
-        return without_own or (gpu.mig_profile is not None and "shared with the other" in note)
+        return "memory: shared with" in note or (gpu.unified_memory and "NOT_SUPPORTED" in note)
     chip = classify_gfx(gpu.gfx_version) if gpu.gfx_version is not None else None
     return chip is not None and chip.family is not None and note == chip.note
 
