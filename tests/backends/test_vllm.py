@@ -16,6 +16,7 @@ from xgen_ray.backends.engine import create_adapter
 from xgen_ray.backends.flags import KnownFlags
 from xgen_ray.backends.launch import Launch
 from xgen_ray.backends.vllm import DRAIN_S, VllmLauncher, build, vllm_environment
+from xgen_ray.backends.vllm_build import VllmBuild
 from xgen_ray.backends.vllm_flags import check_extra_args, parse_help
 from xgen_ray.errors import EngineFailed, InvalidRequest, UnknownOption
 from xgen_ray.models.types import ModelFormat, ModelTask
@@ -201,9 +202,15 @@ ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "C
         (made(enforce_eager=True), {}, {**ON_CPU, "TORCH_COMPILE_DISABLE": "1"}, set()),
         (
             made(Backend.VLLM_CUDA, gpus=(replace(H100, cuda_index=0), replace(H100_TOO, cuda_index=3))),
-            {"flashinfer": False},
+            {"installed": VllmBuild(("python",), "0.23.2")},
             {"CUDA_VISIBLE_DEVICES": "0,3", "VLLM_USE_FLASHINFER_SAMPLER": "0"},
             {"VLLM_TARGET_DEVICE", "VLLM_CPU_KVCACHE_SPACE"},
+        ),
+        (
+            made(Backend.VLLM_CUDA, gpus=(replace(H100, cuda_index=0),)),
+            {"installed": VllmBuild(("python",), "0.25.1", flashinfer=True)},
+            {"CUDA_VISIBLE_DEVICES": "GPU-1f0a"},
+            {"VLLM_USE_FLASHINFER_SAMPLER"},
         ),
         (
             made(Backend.VLLM_CUDA, gpus=(H100,)),
@@ -213,7 +220,7 @@ ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "C
         ),
         (
             made(Backend.VLLM_ROCM, gpus=(XTX,)),
-            {"flashinfer": False},
+            {"installed": VllmBuild(("python",))},
             {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": None},
             {"VLLM_USE_FLASHINFER_SAMPLER"},
         ),

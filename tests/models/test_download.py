@@ -501,6 +501,14 @@ class TestACommit:
         assert fetch("hf:o/n", commit=old) != newest
         assert fetch("hf:o/n", offline=True) == newest
 
+    def test_may_be_another_that_is_here_while_the_hub_is_away(
+        self, hub: StandInHub, fetch: Callable[..., Path], old: str
+    ) -> None:
+        """Often the weights are the same; whether they are, whoever asked finds out."""
+        newest = fetch("hf:o/n")
+        hub.faults.statuses["api"] = [503] * 9
+        assert fetch("hf:o/n", commit=old) == newest
+
     def test_is_used_though_the_hub_has_it_no_more(
         self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes, old: str
     ) -> None:

@@ -183,6 +183,8 @@ def test_several_cards_for_vllm_are_equal_and_divide_the_heads() -> None:
     assert made(st_model(8), two, EngineOptions(tensor_parallel_size=2)).options.tensor_parallel_size == 2
     odd = refused(st_model(8, heads=9), two, EngineOptions(tensor_parallel_size=2))
     assert "9 attention heads cannot be divided among 2" in odd.message
+    mixed = refused(st_model(8), node(h100(0), rtx4090(1)), EngineOptions(tensor_parallel_size=2))
+    assert "at most 1 equal GPUs" in mixed.message
 
 
 def test_vllm_cuts_or_copies_cached_heads_evenly() -> None:
@@ -194,8 +196,6 @@ def test_vllm_cuts_or_copies_cached_heads_evenly() -> None:
         assert made(grouped, four, asked).options.tensor_parallel_size == 2
     few = replace(grouped, kv_heads=(2, 0) * 40)
     assert made(few, four, EngineOptions(tensor_parallel_size=4)).options.tensor_parallel_size == 4
-    mixed = refused(st_model(8), node(h100(0), rtx4090(1)), EngineOptions(tensor_parallel_size=2))
-    assert "at most 1 equal GPUs" in mixed.message
 
 
 def test_vllm_takes_no_more_than_is_free() -> None:

@@ -20,6 +20,7 @@ HEALTH_TIMEOUT_S: Final = 5.0
 LOAD_TIMEOUT_S: Final = 3.0
 _SHOWN_CHARS: Final = 500
 _REFUSED: Final = frozenset({401, 403})
+_BUSY_S: Final = 0.5
 _RUNNING: Final = frozenset({"llamacpp:requests_processing", "vllm:num_requests_running"})
 _WAITING: Final = frozenset({"llamacpp:requests_deferred", "vllm:num_requests_waiting"})
 _CACHE_USED: Final = frozenset(
@@ -94,8 +95,18 @@ class EngineClient:
         del request.headers["Authorization"]
         try:
             status = (await self._answer(request, deadline_s)).status_code
+            if status >= 500:
+                # Perhaps it was busy, which says nothing.
+                await asyncio.sleep(_BUSY_S)
+                status = (await self._answer(request, deadline_s)).status_code
         except TimeoutError as late:
             raise EngineFailed(f"the engine started but {late}", FailureClass.CANARY_FAILED) from None
+        if status >= 500:
+            raise EngineFailed(
+                f"the engine does not say whether it asks for its key: it answered {path} without it with "
+                f"{status}. Its log has the reason.",
+                FailureClass.CANARY_FAILED,
+            )
         if status not in _REFUSED:
             raise EngineFailed(
                 f"the engine computes for whoever reaches its port: it answered {path} without its key "

@@ -17,7 +17,7 @@ from xgen_ray.backends.llama_server import alias_of
 from xgen_ray.backends.probe import AnswerCache
 from xgen_ray.backends.visibility import visibility
 from xgen_ray.backends.vllm_ask import ask_build, ask_flags
-from xgen_ray.backends.vllm_build import interpreter_of
+from xgen_ray.backends.vllm_build import VllmBuild, interpreter_of
 from xgen_ray.backends.vllm_flags import MEANINGS, PROGRAM, check_extra_args
 from xgen_ray.errors import InvalidRequest
 from xgen_ray.models.types import ModelTask
@@ -100,7 +100,7 @@ class VllmLauncher:
             host=self._host,
             alias=self._alias,
             template_file=self._template_file(),
-            flashinfer=await self._has_flashinfer(),
+            installed=await self._installed(),
         )
 
     def _asking_env(self) -> dict[str, str]:
@@ -126,13 +126,12 @@ class VllmLauncher:
             )
         return str(self._template_folder / name)
 
-    async def _has_flashinfer(self) -> bool:
+    async def _installed(self) -> VllmBuild | None:
+        """What is to be started, as far as the row's start depends on it."""
         if BACKENDS[self._plan.backend].device_api is not DeviceAPI.CUDA:
-            return True
+            return None
         interpreter = interpreter_of(self._plan.command, self.environment.get("PATH", ""))
-        if interpreter is None:
-            return True
-        return (await ask_build(interpreter, self.environment, self._cache)).flashinfer
+        return None if interpreter is None else await ask_build(interpreter, self.environment, self._cache)
 
 
 def vllm_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -149,13 +148,13 @@ def build(
     host: str = "127.0.0.1",
     alias: str | None = None,
     template_file: str | None = None,
-    flashinfer: bool = True,
+    installed: VllmBuild | None = None,
 ) -> Launch:
     """The command that runs ``plan`` on ``host:port``, opened by ``key`` alone. Starts nothing.
 
     ``known`` is what this build of vLLM understands; ``template_file`` has the plan's chat template;
-    ``flashinfer`` is whether its environment has that package. Raises ``UnknownOption`` when the build
-    cannot do what the plan needs, ``InvalidRequest`` for values that no command line should carry.
+    ``installed`` is what is known of it, where that makes a difference. Raises ``UnknownOption`` when the
+    build cannot do what the plan needs, ``InvalidRequest`` for values that no command line should carry.
     """
     row = BACKENDS[plan.backend]
     argv = list(plan.command)
@@ -173,7 +172,7 @@ def build(
     argv += check_extra_args(plan.options.extra_args, known)
     spec = LaunchSpec(
         tuple(argv),
-        _variables(plan, row, key, flashinfer=flashinfer),
+        _variables(plan, row, key, installed),
         # The folder that we were started in is on the path of ``python -m``.
         cwd="/",
         readiness=Readiness(
@@ -238,13 +237,13 @@ def _meanings(
     yield "no_foreign_pages", None
 
 
-def _variables(plan: Plan, row: BackendRow, key: str, *, flashinfer: bool) -> dict[str, str | None]:
+def _variables(plan: Plan, row: BackendRow, key: str, installed: VllmBuild | None) -> dict[str, str | None]:
     """Its part of the environment. None: to be removed."""
     options = plan.options
+    by_index = installed is not None and not installed.takes_uuids
     variables: dict[str, str | None] = {
         **_ENV,
-        # Older builds read numbers alone.
-        **visibility(row.device_api, options.gpus if row.needs_gpu else (), cuda_by_index=True),
+        **visibility(row.device_api, options.gpus if row.needs_gpu else (), cuda_by_index=by_index),
         "OMP_NUM_THREADS": str(options.threads),
         # Other users of the node can read a command line, not an environment.
         _KEY_VARIABLE: key,
@@ -261,7 +260,7 @@ def _variables(plan: Plan, row: BackendRow, key: str, *, flashinfer: bool) -> di
             # Its sampler compiles itself all the same, at the first request that samples, and the engine dies
             # where there is no C++ compiler or no Python.h.
             variables["TORCH_COMPILE_DISABLE"] = "1"
-    if row.device_api is DeviceAPI.CUDA and not flashinfer:
+    if row.device_api is DeviceAPI.CUDA and installed is not None and not installed.flashinfer:
         variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return variables
 

@@ -52,6 +52,12 @@ class VllmBuild:
         return self.problem is None and self.device is not None and self.device is self.built_for
 
     @property
+    def takes_uuids(self) -> bool:
+        """Whether it takes CUDA's GPUs by their UUIDs: 0.25.1 does, 0.23 reads numbers alone."""
+        found = re.match(r"(\d+)\.(\d+)", self.version or "")
+        return found is None or (int(found[1]), int(found[2])) >= (0, 25)
+
+    @property
     def command(self) -> Command:
         """What starts its server."""
         return (*self.interpreter, *(self.server or next(iter(_SERVERS.values()))))

@@ -117,8 +117,8 @@ def find_cached(source: ModelSource, repo: CachedRepo, commit: str | None = None
         raise ModelNotFound(f"{source} is not in the cache {repo.cache_dir}. Download it first.")
     sizes = _sizes(snapshot)
     named = source if source.filename else replace(source, filename=repo.recall_choice(commit))
-    if undecided := _undecided(named, sizes):
-        raise ModelNotFound(f"{source} in the cache {repo.cache_dir}: {undecided}.")
+    if unclear := _undecided(named, sizes):
+        raise ModelNotFound(f"{source} in the cache {repo.cache_dir}: {unclear}.")
     try:
         selection = select(named, sizes)
         path = entry_path(snapshot, selection)

@@ -132,12 +132,20 @@ class Errand:
         self.meter.set(name, Path(path).stat().st_size)
 
     def _from_cache(self, error: Exception) -> Path:
-        """What is complete in the cache, where the hub cannot be asked."""
-        commit = self._commit or self._cache.recall(self.source.revision)
+        """What is complete in the cache, where the hub cannot be asked: at the commit, else at what the
+        revision was here last, which may well have the same weights.
+        """
+        last = self._cache.recall(self.source.revision)
+        commit = self._commit or last
         if commit is None:
             raise error
         try:
-            cached = find_cached(self.source, self._cache, commit)
+            try:
+                cached = find_cached(self.source, self._cache, commit)
+            except ModelNotFound:
+                if last in (None, commit) or not is_unreachable(error):
+                    raise
+                cached = find_cached(self.source, self._cache, last)
         except ModelNotFound as incomplete:
             if not is_unreachable(error):
                 raise error from None

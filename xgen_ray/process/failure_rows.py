@@ -277,6 +277,9 @@ SIGNALS_BEFORE_LINES: dict[int, tuple[FailureClass, str, str]] = {
     ),
 }
 
+# vLLM 0.7 and 0.8 kill themselves when a worker has failed.
+KILLS_ITSELF = re.compile("Got fatal signal from worker processes, shutting down")
+
 # Deaths that lines of these classes alone can explain: an engine that is killed has survived all others.
 CLASSES_BEFORE_SIGNALS: dict[int, frozenset[FailureClass]] = {
     signal.SIGKILL: frozenset({FailureClass.OUT_OF_MEMORY, FailureClass.GPU_PAGE_FAULT}),

@@ -10,6 +10,7 @@ from xgen_ray.process.failure_rows import (
     CAUSES,
     CLASSES_BEFORE_SIGNALS,
     EXIT_CODES,
+    KILLS_ITSELF,
     SIGNALS,
     SIGNALS_BEFORE_LINES,
     SYMPTOMS,
@@ -40,7 +41,7 @@ def classify(exit_code: int | None, lines: Sequence[str], *, stopping: bool = Fa
     if number in SIGNALS_BEFORE_LINES:
         failure, message, advice = SIGNALS_BEFORE_LINES[number]
         return Failure(failure, message, advice, exit_code, _last_words(recent), tail)
-    possible = CLASSES_BEFORE_SIGNALS.get(number or 0)
+    possible = None if _killed_itself(recent) else CLASSES_BEFORE_SIGNALS.get(number or 0)
     causes = CAUSES if possible is None else tuple(row for row in CAUSES if row.failure in possible)
     found = _latest(causes, recent)
     if found is None and number not in SIGNALS:
@@ -146,6 +147,10 @@ def _fill(row: FailureRow, match: re.Match[str], exit_code: int | None) -> str:
     if exit_code == 0:
         return f"{message} It then ended with exit code 0, as if all were well."
     return message
+
+
+def _killed_itself(lines: Sequence[str]) -> bool:
+    return any(KILLS_ITSELF.search(line[:_SEARCHED_CHARS]) for line in lines)
 
 
 def _signal_of(exit_code: int | None) -> int | None:
