@@ -33,8 +33,9 @@ export async function start() {
     } catch (error) {
       if (mine.signal.aborted) return;
       if (error.status === 401) {
+        const refused = key.get() !== null;
         key.forget();
-        change((s) => Object.assign(s, { asking: true, session: null }));
+        change((s) => Object.assign(s, { asking: true, refused, session: null }));
         return;
       }
     }
@@ -154,7 +155,7 @@ function memoriesOf(node) {
 
 export function signIn(value) {
   key.set(value);
-  change((s) => Object.assign(s, { asking: false, connection: "connecting" }));
+  change((s) => Object.assign(s, { asking: false, refused: false, connection: "connecting" }));
   return start();
 }
 

@@ -3,6 +3,7 @@
 export const state = {
   session: null, // who is asking, and what the key is good for; null until the server has said
   asking: false, // a key is needed
+  refused: false, // and the one that was given is none
   connection: "connecting", // connecting, live or lost
   life: null,
   models: new Map(), // by name

@@ -33,6 +33,7 @@ export default {
   signin: "Sign in",
   signout: "Sign out",
   "signin.key": "API key",
+  "signin.refused": "The server does not take this key.",
   "signin.hint": "The key is kept for as long as this tab is open.",
 
   "phase.resolving": "Resolving",

@@ -33,6 +33,7 @@ export default {
   signin: "로그인",
   signout: "로그아웃",
   "signin.key": "API 키",
+  "signin.refused": "서버가 받아들이지 않는 키입니다.",
   "signin.hint": "키는 이 탭이 열려 있는 동안만 보관됩니다.",
 
   "phase.resolving": "확인 중",

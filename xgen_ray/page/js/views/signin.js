@@ -1,7 +1,8 @@
 // Signing in with a key. It is kept for as long as the tab is open, and nowhere else.
 
 import { signIn } from "../feed.js";
-import { html } from "../lit.js";
+import { html, nothing } from "../lit.js";
+import { state } from "../state.js";
 import { t } from "../text.js";
 
 export const signInView = () => html`
@@ -11,6 +12,7 @@ export const signInView = () => html`
     <form @submit=${submit}>
       <label for="key">${t("signin.key")}</label>
       <input id="key" name="key" type="password" autocomplete="current-password" required autofocus />
+      ${state.refused ? html`<p class="note bad" role="alert">${t("signin.refused")}</p>` : nothing}
       <p class="hint">${t("signin.hint")}</p>
       <button class="primary">${t("signin")}</button>
     </form>
