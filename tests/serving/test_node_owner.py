@@ -201,6 +201,24 @@ async def test_figures_from_before_a_load_never_stand_for_the_time_after_it(
     assert isinstance(await owner.reserve("c", "c", [gpu_plan((CARD, 14 * GIB))], 30.0), NoLease)
 
 
+async def test_what_an_engine_had_is_free_as_soon_as_it_is_gone(
+    world: World, start_process: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """Figures of a moment ago have it still, and its lease is over: it would be taken for a stranger's."""
+    owner = await world.start()
+    plan = gpu_plan((CARD, 14 * GIB))
+    some(await owner.reserve("a", "a", [plan], 30.0))
+    replica = start_process()
+    lease = got(await owner.claim("a", "r1", replica.pid))
+    world.machine.used[0] = 14 * GIB
+    await owner.settle(lease.lease_id, replica.pid)
+    await owner.release("a")
+    replica.kill()
+    replica.wait(10)
+    world.machine.used[0] = 0
+    some(await owner.reserve("b", "b", [plan], 30.0))
+
+
 async def test_what_an_engine_has_is_measured(
     world: World, start_process: Callable[[], subprocess.Popen[bytes]]
 ) -> None:

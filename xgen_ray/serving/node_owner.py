@@ -122,8 +122,7 @@ class NodeOwner:
     async def look(self) -> NodeState:
         """Everything that control needs of this node. The first look takes seconds: engines are tried."""
         snapshot, statuses = await self._machine.hardware()
-        usage = await self._usage.read()
-        self._sweep()
+        usage = await self._figures()
         now = self._clock()
         return NodeState(
             node=self._node,
@@ -146,10 +145,9 @@ class NodeOwner:
         Raises DiskFull if the leases cannot be written down.
         """
         snapshot, _ = await self._machine.hardware()
-        usage = await self._usage.read()
+        usage = await self._figures()
         if app in self._released:
             return _released(app)
-        self._sweep()
         now = self._clock()
         book = leases.reserve(
             self._book, Ground(snapshot, usage), app, model, plans, now=now, expires_at=now + ttl_s
@@ -183,8 +181,7 @@ class NodeOwner:
 
     async def claim(self, app: str, replica_id: str, pid: int) -> Lease | NoLease:
         """A lease of ``app`` for the replica whose process is ``pid``, until that process is gone."""
-        usage = await self._usage.read()
-        self._sweep()
+        usage = await self._figures()
         started = process_start(pid)
         if started is None:
             return NoLease(f"replica {replica_id} has no process {pid} on node {self._node.name}")
@@ -259,14 +256,27 @@ class NodeOwner:
             await asyncio.sleep(WATCH_S)
             self._sweep()
 
-    def _sweep(self) -> None:
-        """What time and death have done to the book since the last look at it."""
-        for lease in self._book.leases.values():
-            if lease.holder is not None and not is_held(lease):
-                self._end(lease)
+    async def _figures(self) -> NodeUsage:
+        """Live figures of the same time as the book: what an engine had that is no longer in that would look
+        like a stranger's in older ones.
+        """
+        self._sweep()
+        while True:
+            usage = await self._usage.read()
+            if not self._sweep():
+                return usage
+
+    def _sweep(self) -> bool:
+        """What time and death have done to the book since the last look at it; whether a holder has died."""
+        dead = [one for one in self._book.leases.values() if one.holder is not None and not is_held(one)]
+        for lease in dead:
+            self._end(lease)
+        if dead:
+            self._usage.outdate()
         book = leases.expire(self._book, self._clock())
         if book is not self._book or self._unsaved:
             self._keep(book)
+        return bool(dead)
 
     def _end(self, lease: Lease) -> None:
         self._growth.forget(lease.lease_id)
