@@ -442,11 +442,12 @@ class World:
     def restart(self) -> None:
         """An operator has a model's engines started anew, whatever it is doing."""
         name = self.rng.choice((*self.names, *sorted(self.declared)))
+        # A load that has failed is shown, and not kept.
+        is_kept = name in self.registry
         before = self.state.models.get(name)
         self.feed(RestartAsked(name, self.callers.ask(name, is_load=None), self.now))
-        assert before is None or name in self.state.models or before.phase is Phase.UNLOADING, (
-            f"{name} is lost by a restart"
-        )
+        is_leaving = before is not None and before.phase is Phase.UNLOADING
+        assert name in self.state.models or is_leaving or not is_kept, f"{name} is lost by a restart"
 
     def wake(self) -> None:
         self.inbox.append(WakeAsked(frozenset({self.rng.choice(self.names)}), self.now))
