@@ -1,7 +1,6 @@
 """The script that starts Prometheus and Grafana, with stand-ins that say how they were started."""
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ import pytest
 
 from tests.cluster_configs.monitoring import FOLDER
 from tests.stack import wait_until
-
-pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="there is no sh")
 
 # It says by a file that it runs, and ends when that file goes.
 STAND_IN = """#!/bin/sh

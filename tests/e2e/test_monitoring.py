@@ -1,6 +1,5 @@
 """A real Prometheus, started by the committed script, scrapes the stack: panels and rules get data."""
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(300),
     needs_prometheus(),
-    pytest.mark.skipif(shutil.which("sh") is None, reason="there is no sh"),
 ]
 
 # The fleet has the cards (test_fleet.py). Engines that fail, that break requests off, and that tell of their

@@ -86,8 +86,6 @@ class ControlLoop:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._posted = 0
-        self._done = 0
-        self._advanced = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
@@ -149,8 +147,8 @@ class ControlLoop:
         out: written down, or begun.
         """
         posted = self._posted
-        while self._done < posted:
-            await self._advanced.wait()
+        while self.steps < posted:
+            await self.stepped.wait()
 
     async def ask(self, make: Callable[[str], Event]) -> None:
         """Posts what ``make`` makes for a caller, and waits for its answer. Raises the error in it."""
@@ -176,18 +174,15 @@ class ControlLoop:
             self.state, effects = self._judge(event)
             _log_transitions(before, self.state)
             chronicle, self.chronicle = self.chronicle, note(self.chronicle, before, self.state, time.time())
-            self.steps += 1
-            self.stepped.set()
-            self.stepped = asyncio.Event()
             for effect in effects:
                 await self._carry_out(effect)
             if self.chronicle.told != chronicle.told:
                 new = self.chronicle.events[: self.chronicle.told - chronicle.told]
                 self.counts.count(new)
                 await self._write(self._registry.add_events, new)
-            self._done += 1
-            self._advanced.set()
-            self._advanced = asyncio.Event()
+            self.steps += 1
+            self.stepped.set()
+            self.stepped = asyncio.Event()
             # Many events in a row must not keep routers and callers waiting for all of them.
             await asyncio.sleep(0)
 
