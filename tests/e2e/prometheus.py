@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,29 @@ class Prometheus:
     def query(self, expression: str) -> list[dict[str, Any]]:
         result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return result
+
+    def wait_for(
+        self, expression: str, holds: Callable[[list[dict[str, Any]]], bool] = bool
+    ) -> list[dict[str, Any]]:
+        """What ``expression`` gives once that ``holds``: figures are as old as a report of Ray's agent, ten
+        seconds, and a scrape.
+        """
+        seen: list[dict[str, Any]] = []
+
+        def held() -> bool:
+            seen[:] = self.query(expression)
+            return holds(seen)
+
+        try:
+            wait_until(held, SOON_S, expression)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; last seen: {seen}") from None
+        return seen
+
+    def wait_for_data(self, expressions: Mapping[str, str]) -> None:
+        """Until each of these (where it stands: the expression) gives something."""
+        for where, expression in expressions.items():
+            wait_until(lambda expression=expression: self.query(expression), SOON_S, f"{where}: {expression}")
 
     def up(self) -> int:
         """How many nodes it has got metrics from."""

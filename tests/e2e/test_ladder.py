@@ -18,7 +18,6 @@ import pytest
 
 from tests.cluster_configs.monitoring import looked_at, names_in, needs_prometheus
 from tests.e2e.ladder import CPU, ROCM, VULKAN, LadderMachine, engine_of
-from tests.e2e.prometheus import SOON_S as PROMETHEUS_SOON_S
 from tests.e2e.prometheus import scraping
 from tests.stack import wait_until
 from xgen_ray.process import free_port
@@ -504,19 +503,23 @@ def test_prometheus_is_told_of_what_failed_and_of_the_backend_left_out(
         if where == "XgenRayRequestsFail" or names_in(expression) & told
     }
     with scraping(another.stack.url, tmp_path) as prometheus:
-        wait_until(
-            lambda: all(prometheus.query(expression) for expression in asked.values()),
-            PROMETHEUS_SOON_S,
-            f"data for {', '.join(asked)}",
+        prometheus.wait_for_data(asked)
+        left_out = {"model": "kept", "backend": "llama-server-vulkan"}
+        prometheus.wait_for(
+            "sum by (model, backend) (ray_xgen_demotions_total)",
+            lambda seen: [(one["metric"], one["value"][1]) for one in seen] == [(left_out, "1")],
         )
-        (left_out,) = prometheus.query("sum by (model, backend) (ray_xgen_demotions_total)")
-        assert left_out["metric"] == {"model": "kept", "backend": "llama-server-vulkan"}
-        assert left_out["value"][1] == "1"
-        died = prometheus.query("sum by (backend, failure) (ray_xgen_failures_total)")
-        assert {(one["metric"]["backend"], one["metric"]["failure"], one["value"][1]) for one in died} == {
+        deaths = {
             ("llama-server-vulkan", "canary_failed", "1"),
             ("llama-server-rocm", "gpu_page_fault", "1"),
         }
+        prometheus.wait_for(
+            "sum by (backend, failure) (ray_xgen_failures_total)",
+            lambda seen: (
+                {(one["metric"]["backend"], one["metric"]["failure"], one["value"][1]) for one in seen}
+                == deaths
+            ),
+        )
 
 
 def test_what_was_learned_outlives_the_stack(another: LadderMachine) -> None:

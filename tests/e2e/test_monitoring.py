@@ -1,5 +1,6 @@
 """A real Prometheus, started by the committed script, scrapes the stack: panels and rules get data."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,11 +38,15 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with scraping(stack.url, tmp_path_factory.mktemp("monitoring")) as made:
         counted = 'sum(ray_xgen_requests_total{model="' + CHAT + '",outcome="ok"})'
         stream(stack)
-        wait_until(lambda: made.query(counted), SOON_S, "requests are counted")
-        before = float(made.query(counted)[0]["value"][1])
+        before = figure(made.wait_for(counted))
         stream(stack)
-        wait_until(lambda: float(made.query(counted)[0]["value"][1]) > before, SOON_S, "one more is counted")
+        made.wait_for(counted, lambda seen: figure(seen) > before)
         yield made
+
+
+def figure(seen: list[dict[str, Any]]) -> float:
+    """Not a number where there is none yet: whatever it is compared with does not hold."""
+    return float(seen[0]["value"][1]) if len(seen) == 1 else math.nan
 
 
 def stream(stack: Stack) -> None:
@@ -52,13 +57,13 @@ def stream(stack: Stack) -> None:
 
 
 def test_every_panel_and_every_rule_has_data(prometheus: Prometheus) -> None:
-    found = {where: prometheus.query(expression) for where, expression in looked_at()}
-    empty = {
-        where: expression
-        for where, expression in looked_at()
-        if not {where, *names_in(expression)} & MAY_BE_EMPTY and not found[where]
-    }
-    assert empty == {}
+    prometheus.wait_for_data(
+        {
+            where: expression
+            for where, expression in looked_at()
+            if not {where, *names_in(expression)} & MAY_BE_EMPTY
+        }
+    )
 
 
 def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
@@ -81,21 +86,21 @@ def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
 
 def test_series_carry_their_node_model_and_backend(stack: Stack, prometheus: Prometheus) -> None:
     (node,) = stack.management("GET", "nodes").json()["nodes"]
-    (engine,) = prometheus.query(f'ray_xgen_engine_slots{{model="{CHAT}"}}')
+    (engine,) = prometheus.wait_for(f'ray_xgen_engine_slots{{model="{CHAT}"}}')
     labels = engine["metric"]
     assert labels["node"] == labels["xgen_node"] == node["node"]
     assert labels["backend"] == labels["pool"] == "llama-server-cpu"
-    assert int(engine["value"][1]) == 4
-    (memory,) = prometheus.query("ray_xgen_node_memory_bytes")
-    assert int(float(memory["value"][1])) == node["memory_total_bytes"]
+    assert figure([engine]) == 4
+    total = node["memory_total_bytes"]
+    prometheus.wait_for("ray_xgen_node_memory_bytes", lambda seen: figure(seen) == total)
     # The engine's own counters are under our names.
-    (written,) = prometheus.query(f'ray_xgen_engine_generated_tokens_total{{model="{CHAT}"}}')
-    assert float(written["value"][1]) >= 2
-    (router,) = prometheus.query(
-        f'sum by (pool, backend) (ray_xgen_first_token_seconds_count{{model="{CHAT}"}})'
+    written = f'ray_xgen_engine_generated_tokens_total{{model="{CHAT}"}}'
+    prometheus.wait_for(written, lambda seen: figure(seen) >= 2)
+    router = prometheus.wait_for(
+        f'sum by (pool, backend) (ray_xgen_first_token_seconds_count{{model="{CHAT}"}})',
+        lambda seen: figure(seen) >= 2,
     )
-    assert router["metric"] == {"pool": "llama-server-cpu", "backend": "llama-server-cpu"}
-    assert float(router["value"][1]) >= 2
+    assert router[0]["metric"] == {"pool": "llama-server-cpu", "backend": "llama-server-cpu"}
 
 
 def test_the_page_has_the_same_figures(stack: Stack, prometheus: Prometheus) -> None:
