@@ -1,5 +1,6 @@
 """One download from beginning to end: list, choose, check for room, fetch, link."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from xgen_ray.errors import DownloadFailed, ModelNotFound
-from xgen_ray.models.cache import CachedRepo, entry_path, find_cached
+from xgen_ray.models.cache import CachedModel, CachedRepo, entry_path, find_cached
 from xgen_ray.models.hub_errors import (
     disk_full,
     free_bytes,
@@ -135,17 +136,12 @@ class Errand:
         """What is complete in the cache, where the hub cannot be asked: at the commit, else at what the
         revision was here last, which may well have the same weights.
         """
-        last = self._cache.recall(self.source.revision)
-        commit = self._commit or last
-        if commit is None:
+        known = dict.fromkeys((self._commit, self._cache.recall(self.source.revision)))
+        commits = [commit for commit in known if commit is not None]
+        if not commits:
             raise error
         try:
-            try:
-                cached = find_cached(self.source, self._cache, commit)
-            except ModelNotFound:
-                if last in (None, commit) or not is_unreachable(error):
-                    raise
-                cached = find_cached(self.source, self._cache, last)
+            cached = self._find_cached(commits if is_unreachable(error) else commits[:1])
         except ModelNotFound as incomplete:
             if not is_unreachable(error):
                 raise error from None
@@ -155,3 +151,11 @@ class Errand:
             self.meter.set(name, size)
         self._selection = cached.selection
         return cached.path
+
+    def _find_cached(self, commits: Sequence[str]) -> CachedModel:
+        """The first of ``commits`` that is complete; ``ModelNotFound`` says what the last of them lacks."""
+        *earlier, last = commits
+        for commit in earlier:
+            with contextlib.suppress(ModelNotFound):
+                return find_cached(self.source, self._cache, commit)
+        return find_cached(self.source, self._cache, last)
