@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.serving.builders import GIB, facts, radeon, replica, request, view
-from tests.serving.test_machine import Control, none, only
+from tests.serving.machine_builders import Control, none, only
 from tests.serving.test_sizing import RULE, SLEEPER, Sized
 from xgen_ray.errors import PlacementRefused
 from xgen_ray.placement import FleetRefusal, NodeType, NodeView

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from tests.serving.builders import GIB, radeon, replica, view
+from tests.serving.machine_builders import FIRST, Control
 from tests.serving.test_awaiting import TYPES, on_gpu
-from tests.serving.test_machine import FIRST, Control
 from xgen_ray.console import EventKind
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import Phase, Scaling

@@ -12,8 +12,8 @@ import pytest
 from ray.serve import Application
 
 from tests.serving.builders import request
+from tests.serving.machine_builders import Control as Judgement
 from tests.serving.test_declaring import APP, record
-from tests.serving.test_machine import Control as Judgement
 from xgen_ray.errors import ModelNotFound
 from xgen_ray.schema import Phase
 from xgen_ray.serving import hands

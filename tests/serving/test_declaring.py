@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.serving.builders import facts, replica, request
-from tests.serving.test_machine import Control, none, only
+from tests.serving.machine_builders import Control, none, only
 from xgen_ray.errors import NameConflict
 from xgen_ray.schema import ChangeKind, LoadRequest, Origin, Phase
 from xgen_ray.serving.declaring import changes_of

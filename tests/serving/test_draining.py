@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.serving.builders import facts, fleet, replica, request, view
+from tests.serving.machine_builders import Control, none, only
 from tests.serving.test_awaiting import TYPES, amd, on_gpu
 from tests.serving.test_chronicle import Told
-from tests.serving.test_machine import Control, none, only
 from xgen_ray.console import EventKind
 from xgen_ray.errors import InvalidRequest, NotReady, PlacementRefused
 from xgen_ray.placement import DEFAULT_POLICY, FleetPlan, FleetRefusal, NodeView

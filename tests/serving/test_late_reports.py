@@ -1,7 +1,7 @@
 """What replicas say reaches control on two ways, and not always in the order in which it was said."""
 
 from tests.serving.builders import failure, replica
-from tests.serving.test_machine import Control, only
+from tests.serving.machine_builders import Control, only
 from xgen_ray.schema import Phase
 from xgen_ray.serving.effects import Publish
 from xgen_ray.serving.events import ReplicaReported

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.serving.builders import replica, request
-from tests.serving.test_machine import Control, only
+from tests.serving.machine_builders import Control, only
 from tests.serving.test_sizing import RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
 from xgen_ray.schema import LoadRequest, Phase

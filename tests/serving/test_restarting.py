@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.serving.builders import replica, request, view
-from tests.serving.test_machine import Control, none, only
+from tests.serving.machine_builders import Control, none, only
 from tests.serving.test_sizing import SLEEPER, Sized
 from xgen_ray.errors import BadModelFile, ModelNotFound, WrongState
 from xgen_ray.schema import Phase

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.serving.builders import failure, replica
-from tests.serving.test_machine import Control
+from tests.serving.machine_builders import Control
 from xgen_ray.schema import LoadRequest
 from xgen_ray.serving.effects import PrepareApp
 from xgen_ray.serving.events import AppPrepared, LoadAsked, ReplicaReported, RestartAsked, UnloadAsked

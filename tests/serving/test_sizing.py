@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.serving.builders import GIB, facts, replica, request, view
-from tests.serving.test_machine import Control, none, only
+from tests.serving.machine_builders import Control, none, only
 from xgen_ray.errors import ModelNotFound, NotReady, PlacementRefused, WrongState
 from xgen_ray.schema import LoadRequest, Phase, Scaling
 from xgen_ray.serving.effects import Answer, Forget, Look, PrepareApp, Remember, StopApp
