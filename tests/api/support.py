@@ -310,11 +310,16 @@ class InMemoryDispatcher:
     begun: list[str] = field(default_factory=list)
     without_engine: list[str] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
+    uninformed: bool = False
     waiting: int = 0
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
     waited: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def informed(self, deadline_s: float) -> None:
+        if self.uninformed:
+            raise NotReady(f"nothing is known after {deadline_s:.0f} s", 7.2)
 
     def served(self) -> tuple[ServedModel, ...]:
         return tuple(self.models)

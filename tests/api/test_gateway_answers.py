@@ -24,6 +24,18 @@ async def test_a_body_reaches_the_engine_byte_for_byte(plain: Stack) -> None:
     assert plain.engine.requests[0].body == body
 
 
+async def test_what_models_there_are_is_not_guessed() -> None:
+    async with stack() as running:
+        running.dispatcher.uninformed = True
+        for reply in (
+            await running.client.get("/v1/models"),
+            await running.client.get("/v1/models/nope"),
+            await running.client.post("/v1/chat/completions", json={**CHAT, "model": "nope"}),
+        ):
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "8")
+        assert (await running.client.get("/health")).status_code == 200
+
+
 async def test_a_stream_arrives_byte_for_byte(plain: Stack) -> None:
     reply = await plain.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert reply.headers["content-type"] == "text/event-stream"

@@ -53,6 +53,18 @@ async def test_a_ready_model_is_served_at_once() -> None:
     assert endpoint == Endpoint("http://127.0.0.1/r1", "key", "r1", "a", "llama-server-cpu")
 
 
+async def test_nothing_is_said_of_models_before_the_first_table() -> None:
+    router = TableDispatcher()
+    with pytest.raises(NotReady, match="control has not told"):
+        await router.informed(0.01)
+    waiting = asyncio.create_task(router.informed(30))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    router.apply(RoutingTable("life", 1, {}))
+    await asyncio.wait_for(waiting, 10)
+    await router.informed(0.0)
+
+
 async def test_an_unknown_model_is_refused_with_the_names_that_exist() -> None:
     router = dispatcher(table(a=Phase.READY, b=Phase.LOADING, c=Phase.FAILED))
     with pytest.raises(ModelNotFound, match=r"a, b$"):

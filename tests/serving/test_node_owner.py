@@ -219,6 +219,22 @@ async def test_what_an_engine_had_is_free_as_soon_as_it_is_gone(
     some(await owner.reserve("b", "b", [plan], 30.0))
 
 
+async def test_what_an_engine_had_is_free_while_its_replica_still_ends(
+    world: World, start_process: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    owner = await world.start()
+    plan = gpu_plan((CARD, 14 * GIB))
+    some(await owner.reserve("a", "a", [plan], 30.0))
+    replica = start_process()
+    lease = got(await owner.claim("a", "r1", replica.pid))
+    world.machine.used[0] = 14 * GIB
+    await owner.settle(lease.lease_id, replica.pid)
+    await owner.release("a")
+    assert isinstance(await owner.reserve("b", "b", [plan], 30.0), NoLease)
+    world.machine.used[0] = 0
+    some(await owner.reserve("b", "b", [plan], 30.0))
+
+
 async def test_what_an_engine_has_is_measured(
     world: World, start_process: Callable[[], subprocess.Popen[bytes]]
 ) -> None:

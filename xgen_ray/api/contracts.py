@@ -28,6 +28,11 @@ from xgen_ray.schema import (
 class Dispatcher(Protocol):
     """Knows which engine should serve a request."""
 
+    async def informed(self, deadline_s: float) -> None:
+        """Returns at once if it is known which models there are, else as soon as it is. Raises NotReady after
+        ``deadline_s``.
+        """
+
     def served(self) -> tuple[ServedModel, ...]:
         """Every model that has a name here, ready or not. Cheap: called for each request."""
 

@@ -186,6 +186,7 @@ class Gateway:
         if method not in allowed:
             await reply.error(*_not_here(path, method, allowed))
             return True
+        await self._dispatcher.informed(self._limits.retry.ready_wait_s)
         route = BY_PATH.get(path)
         if route is None:
             await self._models(path, reply)

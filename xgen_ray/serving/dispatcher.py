@@ -86,6 +86,17 @@ class TableDispatcher:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def informed(self, deadline_s: float) -> None:
+        """Waits for the first table: until then, a model that is not in it may well be served."""
+        until = time.monotonic() + deadline_s
+        while self._table.stamp == RoutingTable().stamp:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise NotReady(
+                    "this router has just started: control has not told it yet which models there are"
+                )
+            await _wait(self._changed, left)
+
     def served(self) -> tuple[ServedModel, ...]:
         return self._served
 

@@ -261,6 +261,9 @@ class NodeOwner:
         like a stranger's in older ones.
         """
         self._sweep()
+        if any(lease.released for lease in self._book.leases.values()):
+            # It is ending: its memory may be free already, while its holder is still there.
+            self._usage.outdate()
         while True:
             usage = await self._usage.read()
             if not self._sweep():

@@ -185,7 +185,7 @@ class Turn:
         routes = changed_routes(table.routes, self.models.values(), changed) if changed else table.routes
         if routes != table.routes or self.epoch != table.epoch:
             table = RoutingTable(self.epoch, table.version + 1, routes)
-            # Routers learn first: nobody who was told of a change can meet a router that was not.
+            # Routers are told first: who hears the answer rarely meets a router that has not heard.
             answers = [effect for effect in self.effects if isinstance(effect, Answer)]
             others = [effect for effect in self.effects if not isinstance(effect, Answer)]
             self.effects = [*others, Publish(table), *answers]
