@@ -235,7 +235,7 @@ class Fleet(Client):
             "model_dirs": [str(SAMPLE_MODEL.parent)],
             "state_dir": str(self.folder / "state"),
             "cache_dir": str(self.folder / "cache" / "xgen-ray"),
-            "drain_s": 5.0,
+            "drain_s": 30.0,
         }
         applications = [
             {"name": "xgen-control", "route_prefix": "/api", "import_path": "deployments.app:control"},

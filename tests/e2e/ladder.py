@@ -105,9 +105,10 @@ class LadderMachine:
 
         def look() -> dict[str, Any] | None:
             status = self.stack.status(name)
-            ready = [one for one in (status or {}).get("replicas", ()) if one["state"] == "ready"]
+            replicas = (status or {}).get("replicas", ())
+            ready = [one["state"] for one in replicas] == ["ready"]
             # Between an engine's end and its report, its replica has no process.
-            return status if ready and ready[0]["pid"] not in (None, pid_before) else None
+            return status if ready and replicas[0]["pid"] not in (None, pid_before) else None
 
         found: dict[str, Any] = wait_until(look, seconds, f"{name} ready on another engine")
         return found

@@ -17,7 +17,7 @@ import psutil
 
 from tests.stack import REPOSITORY
 
-START_DEADLINE_S = 90.0
+START_DEADLINE_S = 240.0
 STOP_DEADLINE_S = 30.0
 
 _LIST_NODES = """

@@ -30,7 +30,7 @@ from xgen_ray.hardware import detect_in_child
 from xgen_ray.placement.tags import tags_of
 from xgen_ray.process import free_port
 
-pytestmark = [pytest.mark.cluster, pytest.mark.native]
+pytestmark = [pytest.mark.cluster, pytest.mark.native, pytest.mark.timeout(600)]
 
 STRIX_HALO = "name=AMD Radeon Graphics,gfx=1151,vram_mb=1024,gtt_mb=16384,bdf=0000:c1:00.0"
 RAPHAEL = "name=AMD Radeon Graphics,gfx=1036,vram_mb=512,gtt_mb=16384,bdf=0000:0d:00.0"

@@ -62,13 +62,21 @@ def test_rounds_of_load_chat_unload_leave_nothing_behind(stack: Stack) -> None:
     before = memory_bytes(stack.processes())
     for number in range(WARM_UP, WARM_UP + ROUNDS):
         one_round(number)
-    after = memory_bytes(stack.processes())
-    assert after - before < 100 * 2**20, f"{before} bytes before, {after} after {ROUNDS} rounds"
+    # Idle workers of Ray's come and go; what leaks stays.
+    wait_until(
+        lambda: memory_bytes(stack.processes()) - before < 100 * 2**20,
+        30,
+        f"at most 100 MiB more than {before} bytes after {ROUNDS} rounds",
+    )
     assert stack.management("GET", "status").json()["models"] == []
 
 
 def phase(stack: Stack, model: str) -> str | None:
-    status = stack.status(model)
+    """From a control that may be away just now."""
+    try:
+        status = stack.status(model)
+    except (httpx.TransportError, ValueError, KeyError):
+        return None
     return None if status is None else str(status["phase"])
 
 
@@ -107,7 +115,7 @@ def test_killing_each_part_fails_only_what_ran_on_it(stack: Stack) -> None:
         assert len(traffic.failures("bystander", routed)) <= 2, "one at most was on the router that died"
     # Control has taken over what runs: nothing was started anew, and nothing is forgotten.
     for model in models:
-        wait_until(lambda model=model: phase(stack, model) == "ready", 30, f"{model} known again")
+        wait_until(lambda model=model: phase(stack, model) == "ready", RECOVERY_S, f"{model} known again")
     engines = stack.named("bundled_llama_server")
     assert len(engines) == len(models), "no orphan"
     for model in models:
@@ -120,7 +128,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_brings_it_back(tmp_path: Path
         load(stack, "kept")
         assert stack.stop() < STOP_S
         assert stack.process.returncode == 0, "".join(stack.output)
-        stack.wait_for_end(5)
+        stack.wait_for_end(30)
         stack.start()
         status = wait_until(lambda: stack.status("kept"), 5, "the model remembered")
         assert status["phase"] == "ready", status["reason"]
@@ -167,14 +175,14 @@ def test_ctrl_c_lets_a_running_stream_finish(tmp_path: Path) -> None:
             lines.extend(stream)
         stopper.join(STOP_S * 2)
         assert "data: [DONE]" in lines
-        stack.wait_for_end(5)
+        stack.wait_for_end(30)
 
 
 def test_a_kill_of_the_whole_stack_leaves_no_process(tmp_path: Path) -> None:
     with start(tmp_path) as stack:
         load(stack, "orphan")
         kill([psutil.Process(stack.process.pid)])
-        stack.wait_for_end(20)
+        stack.wait_for_end(60)
 
 
 def test_a_taken_port_and_a_shared_state_are_refused(tmp_path: Path, stack: Stack) -> None:

@@ -104,11 +104,15 @@ def test_series_carry_their_node_model_and_backend(stack: Stack, prometheus: Pro
 
 
 def test_the_page_has_the_same_figures(stack: Stack, prometheus: Prometheus) -> None:
-    figures = stack.management("GET", "figures").json()
-    (stream,) = [one for one in figures["streams"] if one["model"] == CHAT and one["backend"]]
-    assert stream["ended"]["ok"] >= 2
-    assert stream["tokens"] > 0
-    assert any(point["first_p50_s"] for point in figures["models"][CHAT])
+    def told() -> bool:
+        """Routers report every few seconds, and a step of time is shown when it is over."""
+        figures = stack.management("GET", "figures").json()
+        streams = [one for one in figures["streams"] if one["model"] == CHAT and one["backend"]]
+        steps = figures["models"].get(CHAT, [])
+        counted = [one["ended"].get("ok", 0) >= 2 and one["tokens"] > 0 for one in streams]
+        return counted == [True] and any(step["first_p50_s"] for step in steps)
+
+    wait_until(told, SOON_S, "control's own figures")
 
 
 def test_metrics_are_served_on_loopback_only(prometheus: Prometheus) -> None:

@@ -130,7 +130,7 @@ def listeners(namespace: str) -> set[tuple[str, int]]:
     return found
 
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_the_node_shows_up_with_its_tags_and_its_address(fleet: tuple[Node, Node]) -> None:
@@ -227,6 +227,8 @@ def test_the_node_leaves(fleet: tuple[Node, Node], namespaces: Namespaces) -> No
         (model,) = report["models"]
         return dict(model)
 
-    left = wait_until(lambda: far() if far()["phase"] == "failed" else None, 60, "the model to have no place")
+    left = wait_until(
+        lambda: status if (status := far())["phase"] == "failed" else None, 60, "the model to have no place"
+    )
     assert "no node node" in left["reason"]
     assert "head" in left["reason"], "the nodes that there are"

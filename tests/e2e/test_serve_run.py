@@ -77,7 +77,7 @@ def test_nobody_else_is_let_in(stack: ServeRun) -> None:
 def test_an_answer_streams_chunk_by_chunk(client: openai.OpenAI) -> None:
     began = time.monotonic()
     stream = client.chat.completions.create(
-        model=DECLARED, messages=HELLO, max_tokens=64, stream=True, extra_body={"ignore_eos": True}
+        model=DECLARED, messages=HELLO, max_tokens=300, stream=True, extra_body={"ignore_eos": True}
     )
     arrivals = [time.monotonic() - began for chunk in stream if chunk.choices]
     # On a busy machine several tokens may come at once.
@@ -98,8 +98,9 @@ def test_a_client_that_goes_away_frees_its_slot(stack: ServeRun) -> None:
     with httpx.stream("POST", address, json=body, timeout=60, trust_env=False) as answer:
         chunks = answer.iter_bytes()  # kept: an iterator that is dropped closes its connection
         next(chunks)
-        wait_until(lambda: running_requests(stack) == 1, 5, "the engine at work")
-    wait_until(lambda: running_requests(stack) == 0, 5, "the slot free again")
+        wait_until(lambda: running_requests(stack) == 1, 20, "the engine at work")
+    # Control asks every two seconds.
+    wait_until(lambda: running_requests(stack) == 0, 10, "the slot free again")
     assert stack.chat(DECLARED).status_code == 200
 
 
@@ -266,8 +267,8 @@ def test_the_config_that_kuberay_deploys_is_loaded(stack: ServeRun) -> None:
 
 def test_a_wrong_field_is_refused_with_its_name(tmp_path: Path) -> None:
     with ServeRun(tmp_path, control={"model_dir": ["./models"]}) as wrong:
-        wait_until(lambda: "model_dir\n" in "".join(wrong.output), 60, "the field named on the terminal")
-        assert "Extra inputs are not permitted" in "".join(wrong.output)
+        words = ("model_dir\n", "Extra inputs are not permitted")
+        wait_until(lambda: all(word in "".join(wrong.output) for word in words), 60, "the field, by its name")
 
 
 def test_ctrl_c_ends_everything(stack: ServeRun) -> None:
