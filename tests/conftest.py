@@ -1,5 +1,5 @@
-"""For all tests: Ctrl-C reaches the programs that they start; what takes long to ask is asked once; what is
-loaded is not looked through for garbage again and again.
+"""For all tests: Ctrl-C reaches the programs that they start; what takes long to ask is asked once; no
+example of hypothesis has a deadline; what is loaded is not looked through for garbage again and again.
 """
 
 import gc
@@ -7,10 +7,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # A shell has it ignored in what it starts in the background, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's business; the rest stays as it is, in CI as well.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # Modules and collected tests stay to the end; each full round of the collector over them takes a quarter of a
 # second.

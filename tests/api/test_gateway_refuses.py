@@ -326,7 +326,7 @@ BODIES = st.binary() | st.dictionaries(FIELDS, VALUES).map(lambda fields: json.d
 PATHS = st.sampled_from(["/v1/chat/completions", "/v1/embeddings", "/tokenize", "/v1/messages"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=PATHS, body=BODIES)
 async def test_arbitrary_bodies_are_the_clients_fault(plain: Stack, path: str, body: bytes) -> None:
     """Whatever the body, the answer is a 4xx, or 200 if the engine (which takes everything) got it."""

@@ -34,7 +34,7 @@ ABOUT_ERRORS = event('\ndata: {"error": 1}\n\nevent: error\n')
         (b"", False),
     ],
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_an_error_is_found_wherever_the_stream_is_cut(
     stream: bytes, fault: bool, data: st.DataObject

@@ -142,7 +142,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(WORDS, max_size=6).map(tuple))
 def test_nothing_that_passes_holds_a_flag_of_the_platform(args: tuple[str, ...]) -> None:
     try:

@@ -241,7 +241,7 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(path=TEXT, template=st.none() | TEXT, alias=st.none() | TEXT, pooling=st.none() | TEXT)
 def test_no_string_of_a_user_becomes_a_flag(
     path: str, template: str | None, alias: str | None, pooling: str | None

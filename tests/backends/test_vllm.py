@@ -322,7 +322,7 @@ TEXT = st.one_of(
 PLATFORMS = frozenset(flag for flag in command(made()).spec.argv if flag.startswith("--"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(args=st.lists(TEXT, max_size=4))
 def test_nothing_that_a_user_adds_undoes_what_the_platform_said(args: list[str]) -> None:
     try:

@@ -14,7 +14,7 @@ STREAM = (
 EVENTS = [b'{"a": 1}', b"two", b"three\nlines", b"[DONE]"]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_events_come_out_whole_wherever_the_network_cuts(cuts: list[int]) -> None:
     decoder = EventDecoder()

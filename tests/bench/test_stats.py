@@ -31,7 +31,7 @@ def test_a_percentile_of_nothing_is_refused() -> None:
         percentile([], 0.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=50))
 def test_a_spread_keeps_its_order(samples: list[float]) -> None:
     result = spread(samples)

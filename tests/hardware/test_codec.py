@@ -10,13 +10,13 @@ from xgen_ray.errors import InvalidRequest
 from xgen_ray.hardware import GPUType, NodeSnapshot, snapshot_from_json, snapshot_to_json
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.builds(NodeSnapshot, taken_at=st.floats(0, 4e9)))
 def test_round_trip(snapshot: NodeSnapshot) -> None:
     assert snapshot_from_json(snapshot_to_json(snapshot)) == snapshot
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.builds(NodeSnapshot, taken_at=st.floats(0, 4e9)))
 def test_types_are_written_as_their_values(snapshot: NodeSnapshot) -> None:
     gpus = json.loads(snapshot_to_json(snapshot))["detection"]["gpus"]

@@ -472,7 +472,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 class TestMutatedFiles:
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_give_facts_or_a_reason_and_nothing_else(
         self, tmp_path: Path, victim: bytes, data: st.DataObject

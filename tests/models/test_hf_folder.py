@@ -344,7 +344,7 @@ KEYS = st.sampled_from(
 
 
 class TestAnyFolder:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(changes=st.dictionaries(KEYS, JSON, max_size=4), weights=JSON | st.none(), tokenizer=JSON)
     def test_gives_facts_or_a_reason(
         self, tmp_path: Path, changes: dict[str, object], weights: object, tokenizer: object

@@ -322,7 +322,7 @@ class TestHostileHeaders:
             ask("hf:o/n")
         assert not hub.requests("GET", "config.json")
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(at=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 600))
     def test_whatever_is_broken_is_said_as_it_is_of_a_file(
         self, hub: StandInHub, ask: Ask, tmp_path: Path, at: int, byte: int, cut: int

@@ -166,7 +166,7 @@ def test_a_slice_does_not_take_its_neighbours_figures() -> None:
 SIZE = st.integers(0, 256 * GIB)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SIZE, SIZE, SIZE, SIZE, st.integers(GIB, 256 * GIB))
 def test_no_budget_is_negative_or_more_than_there_is(
     carve_out: int, shared: int, seen: int, available: int, ram: int

@@ -162,7 +162,7 @@ GPUS = [rtx4090(), rx7900xtx(), nvidia(memory=None), gb10(), strix_halo(), strix
 SIZE = st.integers(0, 60 * GIB)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     gpu=st.sampled_from(GPUS),
     named=st.booleans(),

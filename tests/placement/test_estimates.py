@@ -73,7 +73,7 @@ def test_only_the_same_model_backend_and_memory_teach() -> None:
     assert correction(dense(8), VULKAN, "ram", taught) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 64 * GIB), min_size=1, max_size=12), st.integers(GIB, 64 * GIB))
 def test_a_corrected_bill_is_never_below_what_was_measured(measured: list[int], planned: int) -> None:
     learned = correction(dense(8), VULKAN, "gpu", seen(planned, *measured))

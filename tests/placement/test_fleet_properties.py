@@ -113,7 +113,7 @@ def free_of(box: NodeView) -> dict[str, int]:
     return {name: budget.free_bytes for name, budget in zip(names, gpus, strict=True)} | {RAM: ram.free_bytes}
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=35)
 @given(fleets(), st.lists(st.tuples(FACTS, OPTIONS, st.integers(1, 3)), min_size=2, max_size=8))
 def test_no_device_is_ever_promised_twice(
     fleet: tuple[NodeView, ...], loads: Sequence[tuple[ModelFacts, EngineOptions, int]]
@@ -147,7 +147,7 @@ def test_no_device_is_ever_promised_twice(
     assert all(users[at] == 1 for at in whole)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), fleets(5), FACTS, OPTIONS, st.integers(1, 3), st.booleans())
 def test_the_order_of_the_nodes_is_nothing(
     data: st.DataObject,
@@ -164,7 +164,7 @@ def test_the_order_of_the_nodes_is_nothing(
     assert plan_fleet(facts, options, shuffled, replicas=replicas, spread=spread, policy=policy) == answer
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(fleets(6), FACTS, OPTIONS)
 def test_weighing_by_promise_finds_a_place_whenever_there_is_one(
     fleet: tuple[NodeView, ...], facts: ModelFacts, options: EngineOptions
@@ -175,7 +175,7 @@ def test_weighing_by_promise_finds_a_place_whenever_there_is_one(
     assert type(few) is type(every)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(fleets(6), FACTS, OPTIONS, st.booleans())
 def test_what_is_shared_between_nodes_changes_no_answer(
     fleet: tuple[NodeView, ...], facts: ModelFacts, options: EngineOptions, spread: bool
@@ -222,7 +222,7 @@ def larger(box: NodeView, ram: int, extra: int) -> NodeView:
     return replace(box, snapshot=snapshot, statuses=all_there(snapshot), usage=now)
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=35)
 @given(st.data(), fleets(4), FACTS, OPTIONS, st.integers(0, 64), st.integers(0, 64))
 def test_more_memory_never_turns_a_plan_into_a_refusal(
     data: st.DataObject,
@@ -256,7 +256,7 @@ def crowded(draw: st.DrawFn, name: str) -> NodeView:
     return replace(box, idle_models=tuple(idle), leased=tuple(c.device for i in idle for c in i.claims[:1]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.tuples(crowded("a"), crowded("b")),
     st.sampled_from([dense(8), dense(24), dense(32)]),

@@ -241,7 +241,7 @@ def resolved(draw: st.DrawFn) -> ResolvedOptions:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FACTS, LLAMAS, resolved(), st.integers(0, 5000), st.integers(0, 8), st.integers(0, 1024))
 def test_more_never_costs_less(
     facts: ModelFacts, backend: Backend, options: ResolvedOptions, context: int, slots: int, ubatch: int
@@ -259,7 +259,7 @@ def test_more_never_costs_less(
     assert bill.total_bytes >= facts.weight_bytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.05, 1.0), min_size=1, max_size=6))
 def test_shares_of_several_gpus_cover_the_bill(weights: list[float]) -> None:
     shares = [weight / sum(weights) for weight in weights]

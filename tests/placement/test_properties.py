@@ -42,7 +42,7 @@ from xgen_ray.placement.devices import usable_gpus
 from xgen_ray.placement.footprint import FURTHER_CACHE
 from xgen_ray.placement.sizes import GIB, MIB
 
-EXAMPLES = settings(max_examples=70, deadline=None)
+EXAMPLES = settings(max_examples=70)
 GPUS = st.sampled_from(
     [
         (),
@@ -242,7 +242,7 @@ def larger(snapshot: NodeSnapshot, gpu: int | None, ram: int, extra: int) -> Nod
     return replace(snapshot, host=machine, detection=replace(snapshot.detection, gpus=tuple(gpus)))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.data(),
     FACTS,
@@ -283,7 +283,7 @@ def test_more_memory_never_turns_a_plan_into_a_refusal(
     assert isinstance(second, Plan), second.message
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(FACTS, nodes())
 def test_a_plan_can_be_asked_for_again_by_its_own_choices(
     facts: ModelFacts, drawn: tuple[NodeSnapshot, NodeUsage | None]

@@ -200,7 +200,7 @@ gpus = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(found=st.lists(gpus, max_size=4), name=anything)
 def test_ray_takes_whatever_comes_out(found: list[GPUInfo], name: str) -> None:
     snapshot = node(*found)

@@ -99,7 +99,7 @@ codes = st.one_of(st.none(), st.integers(-70, 300), st.integers())
 
 
 @given(code=codes, lines=anything, stopping=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_death_gets_one_and_the_same_diagnosis(
     code: int | None, lines: list[str], stopping: bool
 ) -> None:
@@ -112,7 +112,7 @@ def test_any_death_gets_one_and_the_same_diagnosis(
 
 
 @given(before=anything, cause=st.sampled_from(["CUDA error: out of memory", "error: invalid argument: --x"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_cause_in_the_last_line_wins(before: list[str], cause: str) -> None:
     assert classify(1, [*before, cause]).failure is classify(1, [cause]).failure
 
@@ -124,7 +124,7 @@ def test_a_cause_in_the_last_line_wins(before: list[str], cause: str) -> None:
     ),
     code=st.sampled_from([0, 1, -6, -9]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_secrets_never_come_out(secret: str, place: str, code: int) -> None:
     ring = LogRing(secrets=[secret])
     ring.append(place.format(secret))

@@ -61,7 +61,7 @@ def test_odd_arguments() -> None:
     limit=st.integers(1, 7),
     turns=st.lists(st.integers(0, 5), max_size=15),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_follower_misses_nothing_unnoticed(
     lines: list[str], max_lines: int, limit: int, turns: list[int]
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_follower_misses_nothing_unnoticed(
 @example("\x1b[31mred\x1b[0m plain\x07\x00")
 @example("\x1b]0;title\x07text")
 @example("a\ud800b\u202ec")
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_stored_lines_are_safe_to_show(line: str) -> None:
     ring = LogRing()
     ring.append(line)
@@ -123,7 +123,7 @@ secrets = st.text(alphabet=string.ascii_letters + string.digits + "-_.$^*[", min
     max_chars=st.integers(1, 40),
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=10),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_secrets_never_come_out(
     words: list[str], secret: tuple[str, str], max_chars: int, sizes: list[int]
 ) -> None:
@@ -176,7 +176,7 @@ def feed_all(feed: LineFeed, data: bytes, sizes: list[int], now: float = 0.0) ->
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=10),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_lines_come_out_as_printed_however_they_are_read(
     lines: list[str], end: str, sizes: list[int]
 ) -> None:

@@ -403,4 +403,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 TestLeaseMachine = LeaseMachine.TestCase
-TestLeaseMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestLeaseMachine.settings = settings(max_examples=100, stateful_step_count=30)

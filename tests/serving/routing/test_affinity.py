@@ -25,7 +25,7 @@ def test_sessions_spread_evenly() -> None:
     assert max(counts.values()) < 650
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=40), st.integers(0, 7), st.permutations(range(8)))
 def test_only_the_sessions_of_an_engine_that_goes_move(session: str, gone: int, order: list[int]) -> None:
     before = favourite(session, SEEDS)
@@ -55,7 +55,7 @@ def test_what_comes_before_the_prompt_does_not_matter() -> None:
     assert blocks_of(body(text)) == blocks_of(body(text, temperature=0.7, seed=3))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 9000), st.integers(0, 70_000), st.integers(0, 70_000))
 def test_blocks_are_equal_just_as_far_as_prompts_are(shared: int, left: int, right: int) -> None:
     one, two = blocks_of(body("s" * shared + "l" * left)), blocks_of(body("s" * shared + "r" * right))

@@ -221,7 +221,7 @@ def test_what_ends_after_its_engine_has_gone_is_no_trouble() -> None:
 SPEEDS = st.lists(st.floats(0.0005, 0.1), min_size=2, max_size=6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SPEEDS, st.integers(0, 2**32))
 def test_nobody_starves(speeds: list[float], seed: int) -> None:
     """However slow an engine is, it is asked again and again, and by no more than a trickle."""
@@ -254,7 +254,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(STEPS, st.integers(1, 6))
 def test_no_history_leads_to_an_engine_that_is_to_be_avoided(
     steps: list[tuple[float, str, int]], count: int
@@ -287,7 +287,7 @@ def test_no_history_leads_to_an_engine_that_is_to_be_avoided(
         assert facts.fixed_s >= 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(2, 8))
 def test_sessions_never_overload_an_engine(sessions: list[int], count: int) -> None:
     """Equal engines and few sessions, the worst case: nobody has more than a quarter above the mean."""

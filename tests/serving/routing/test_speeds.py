@@ -95,7 +95,7 @@ SAMPLES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SAMPLES)
 def test_no_samples_make_an_engine_faster_in_company_or_free_of_cost(
     samples: list[tuple[float, float, float]],
