@@ -4,6 +4,8 @@ example of hypothesis has a deadline; what is loaded is not looked through for g
 
 import gc
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,11 @@ def engine_answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("answers")
     (folder / "engines").mkdir()
     return folder
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port of 127.0.0.1 at which nobody listens: it is taken meanwhile, so that nobody else begins to."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield unused.getsockname()[1]

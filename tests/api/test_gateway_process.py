@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import httpx
 from tests.api.support import ENGINE_KEY, NO_TLS, InMemoryDispatcher, serving
 from xgen_ray.api.gateway import Gateway
 from xgen_ray.api.keys import ApiKeys
+from xgen_ray.process import free_port
 
 FAKE = Path(__file__).parents[1] / "fakes" / "engine.py"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -34,8 +34,7 @@ class Running:
 
 @asynccontextmanager
 async def before(*arguments: str) -> AsyncIterator[Running]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     command = (sys.executable, str(FAKE), "--port", str(port), "--api-key", ENGINE_KEY, *arguments)
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     dispatcher = InMemoryDispatcher()

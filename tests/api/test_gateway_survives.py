@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 from dataclasses import replace
 from typing import Any
 
@@ -38,19 +37,13 @@ def lively(seconds: float) -> GatewayLimits:
     return replace(LIMITS, retry=RetryLimits(ready_wait_s=seconds, sign_of_life_s=0.1))
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 async def ask(running: Stack, **fields: object) -> httpx.Response:
     return await running.client.post("/v1/chat/completions", json={**CHAT, **fields})
 
 
-async def test_a_refused_connection_goes_to_the_next_replica() -> None:
+async def test_a_refused_connection_goes_to_the_next_replica(silent_port: int) -> None:
     async with stack() as running:
-        await running.dispatcher.add(f"http://127.0.0.1:{closed_port()}", "dead")
+        await running.dispatcher.add(f"http://127.0.0.1:{silent_port}", "dead")
         running.dispatcher.replicas["m"].reverse()
         reply = await ask(running)
         assert reply.json() == COMPLETION
@@ -285,12 +278,12 @@ async def test_a_request_waits_for_a_model_that_loads() -> None:
         assert (await asked).headers["x-xgen-replica"] == "r9"
 
 
-async def test_a_request_waits_while_a_dead_engine_is_replaced() -> None:
+async def test_a_request_waits_while_a_dead_engine_is_replaced(silent_port: int) -> None:
     """Whoever chooses replicas learns of a death later than the requests that are refused."""
     limits = replace(LIMITS, retry=RetryLimits(ready_wait_s=5, replicas=2))
     async with stack(limits=limits) as running:
         (living,) = running.dispatcher.replicas.pop("m")
-        await running.dispatcher.add(f"http://127.0.0.1:{closed_port()}", "dead")
+        await running.dispatcher.add(f"http://127.0.0.1:{silent_port}", "dead")
         asked = asyncio.create_task(ask(running))
         async with asyncio.timeout(5):
             while len(running.dispatcher.outcomes) < 3:
@@ -301,10 +294,10 @@ async def test_a_request_waits_while_a_dead_engine_is_replaced() -> None:
         assert running.dispatcher.outcomes == [("dead", "failed")] * 3 + [("r2", "ok")]
 
 
-async def test_a_dead_engine_that_is_not_replaced_in_time_is_told_of() -> None:
+async def test_a_dead_engine_that_is_not_replaced_in_time_is_told_of(silent_port: int) -> None:
     async with stack(limits=waiting(0.6)) as running:
         running.dispatcher.replicas.clear()
-        await running.dispatcher.add(f"http://127.0.0.1:{closed_port()}", "dead")
+        await running.dispatcher.add(f"http://127.0.0.1:{silent_port}", "dead")
         reply = await ask(running)
         assert reply.status_code == 502
         assert "1 refused the connection" in reply.json()["error"]["message"]
@@ -484,5 +477,5 @@ async def test_neither_the_engines_address_nor_its_key_reaches_the_client() -> N
             replies.append(reply.status_code)
             shown = str(reply.headers) + reply.text
             assert ENGINE_KEY not in shown
-            assert str(running.engine.port) not in shown
+            assert f":{running.engine.port}" not in shown
     assert replies == [200, 502, 503, 502, 200]

@@ -1,7 +1,6 @@
 """The load against a real endpoint with known timing."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -134,12 +133,9 @@ async def test_a_target_that_cannot_answer_stops_the_run_at_once(endpoint: Endpo
         await warm_up(target_of(endpoint), QUICK)
 
 
-async def test_nobody_listening_is_said_in_plain_words() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(EngineUnreachable, match="Is the server running"):
-            await warm_up(Target(url, "m"), QUICK)
+async def test_nobody_listening_is_said_in_plain_words(silent_port: int) -> None:
+    with pytest.raises(EngineUnreachable, match="Is the server running"):
+        await warm_up(Target(f"http://127.0.0.1:{silent_port}", "m"), QUICK)
 
 
 async def test_a_run_has_every_level_and_no_prompt_twice(endpoint: Endpoint) -> None:

@@ -8,7 +8,6 @@ import pytest
 from tests.cli.conftest import Call
 from tests.stack import REPOSITORY
 from xgen_ray.cli.exits import ExitCode
-from xgen_ray.process import free_port
 
 FLEET = REPOSITORY / "cluster_configs" / "mixed-fleet.yaml"
 
@@ -42,6 +41,6 @@ def test_a_config_without_our_applications_is_not_ours_to_apply(call: Call, tmp_
     assert "deployments.app:control" in result.stderr
 
 
-def test_without_a_cluster_it_says_so_at_once(call: Call) -> None:
-    result = call("apply", str(FLEET), "--address", f"127.0.0.1:{free_port()}")
+def test_without_a_cluster_it_says_so_at_once(call: Call, silent_port: int) -> None:
+    result = call("apply", str(FLEET), "--address", f"127.0.0.1:{silent_port}")
     assert result.exit_code == ExitCode.UNREACHABLE

@@ -1,7 +1,6 @@
 """The client against servers that are there, that are not, and that are something else."""
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,11 +14,9 @@ from xgen_ray.schema import LiftRequest, Phase
 
 
 @pytest.fixture
-def nowhere() -> Iterator[str]:
+def nowhere(silent_port: int) -> str:
     """An address at which nobody listens."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
+    return f"http://127.0.0.1:{silent_port}"
 
 
 def test_it_reads_what_the_server_says(fleet: Fleet, url: str) -> None:

@@ -7,7 +7,6 @@ import pytest
 
 from tests.cli.conftest import Call
 from xgen_ray.cli.exits import ExitCode
-from xgen_ray.process import free_port
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +26,10 @@ def test_the_table(call: Call, tmp_path: Path, cache: str) -> None:
 
 
 @pytest.mark.engine
-def test_json_and_a_head_that_is_not_there(call: Call, tmp_path: Path, url: str, cache: str) -> None:
-    head = f"127.0.0.1:{free_port()}"
+def test_json_and_a_head_that_is_not_there(
+    call: Call, tmp_path: Path, url: str, cache: str, silent_port: int
+) -> None:
+    head = f"127.0.0.1:{silent_port}"
     done = call("doctor", "--json", "--address", head, "--cache-dir", cache, "--state-dir", str(tmp_path))
     assert done.exit_code == 1
     report = json.loads(done.stdout)

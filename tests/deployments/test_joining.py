@@ -66,14 +66,23 @@ def test_a_head_on_loopback_cannot_be_joined(text: str) -> None:
         join_address(text)
 
 
-async def test_a_head_that_is_not_there(listener: int) -> None:
+async def test_a_head_that_is_not_there(listener: int, silent_port: int) -> None:
     await reach(Address("127.0.0.1", listener))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        closed = server.getsockname()[1]
-    with pytest.raises(HeadUnreachable, match=f"nothing listens at 127.0.0.1:{closed}.*node --head"):
-        await reach(Address("127.0.0.1", closed))
+    with pytest.raises(HeadUnreachable, match=f"nothing listens at 127.0.0.1:{silent_port}.*node --head"):
+        await reach(Address("127.0.0.1", silent_port))
 
 
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name is known, whatever the network's own servers say of it, and however long they take."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+
+@pytest.mark.usefixtures("no_names")
 async def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(HeadUnreachable, match="cannot be resolved"):
         await reach(Address("no-such-host.invalid", 6379))
@@ -154,6 +163,10 @@ def test_an_address_that_this_machine_has_not_may_be_there_later() -> None:
 
 def test_the_way_to_a_head_says_which_address_is_this_nodes() -> None:
     assert way_to(Address("127.0.0.9", 6379)) == "127.0.0.1"
+
+
+@pytest.mark.usefixtures("no_names")
+def test_there_is_no_way_to_a_name_that_nobody_knows() -> None:
     with pytest.raises(HeadUnreachable, match="cannot be resolved"):
         way_to(Address("no-such-host.invalid", 6379))
 

@@ -393,11 +393,12 @@ class TestRefusals:
 
 
 class TestWithoutTheHub:
-    def nowhere(self, hub: StandInHub, cache: Path, source: str = "hf:o/n") -> Path:
-        """Ask again once nobody listens any more."""
-        return download(parse_source(source), cache, endpoint=hub.endpoint, timeout_s=2.0)
+    @pytest.fixture
+    def nowhere(self, silent_port: int) -> str:
+        """Where the hub should be and nobody listens."""
+        return f"http://127.0.0.1:{silent_port}"
 
-    def test_what_is_complete_is_used(self, cache: Path, gguf_bytes: bytes) -> None:
+    def test_what_is_complete_is_used(self, cache: Path, nowhere: str, gguf_bytes: bytes) -> None:
         with StandInHub().running() as hub:
             hub.repos["o/n"] = Repo({BIG: gguf_bytes})
             hub.repos["o/st"] = st_repo()
@@ -405,7 +406,10 @@ class TestWithoutTheHub:
                 download(parse_source(source), cache, endpoint=hub.endpoint)
                 for source in ("hf:o/n", "hf:o/st", f"hf:o/n@{hub.repos['o/n'].commit}")
             ]
-        again = [self.nowhere(hub, cache), self.nowhere(hub, cache, "hf:o/st"), self.nowhere(hub, cache)]
+        again = [
+            download(parse_source(source), cache, endpoint=nowhere)
+            for source in ("hf:o/n", "hf:o/st", "hf:o/n")
+        ]
         assert first == again
 
     def test_a_hub_that_is_down_is_as_good_as_none(
@@ -416,19 +420,17 @@ class TestWithoutTheHub:
         hub.faults.statuses["api"] = [503] * 9
         assert fetch("hf:o/n") == path
 
-    def test_what_is_incomplete_is_not_used(self, cache: Path) -> None:
+    def test_what_is_incomplete_is_not_used(self, cache: Path, nowhere: str) -> None:
         with StandInHub().running() as hub:
             hub.repos["o/st"] = st_repo()
             folder = download(parse_source("hf:o/st"), cache, endpoint=hub.endpoint)
         (folder / "model-00002-of-00002.safetensors").unlink()
         with pytest.raises(DownloadFailed, match=r"cannot be reached, and .*lacks 1 of 2 shards"):
-            self.nowhere(hub, cache, "hf:o/st")
+            download(parse_source("hf:o/st"), cache, endpoint=nowhere)
 
-    def test_with_nothing_in_the_cache_it_says_so(self, cache: Path) -> None:
-        with StandInHub().running() as hub:
-            pass
-        with pytest.raises(DownloadFailed, match=rf"from {hub.endpoint}: .*Check the network"):
-            self.nowhere(hub, cache)
+    def test_with_nothing_in_the_cache_it_says_so(self, cache: Path, nowhere: str) -> None:
+        with pytest.raises(DownloadFailed, match=rf"from {nowhere}: .*Check the network"):
+            download(parse_source("hf:o/n"), cache, endpoint=nowhere)
 
     def test_it_is_not_asked_when_told_so(
         self, hub: StandInHub, fetch: Callable[..., Path], gguf_bytes: bytes
