@@ -152,14 +152,14 @@ class Stack(Client):
 
     def named(self, part: str) -> list[psutil.Process]:
         """The processes of this stack with ``part`` in their command line."""
-        return [process for process in self.processes() if part in " ".join(_command(process))]
+        return [process for process in self.processes() if part in " ".join(command_of(process))]
 
     def wait_for_end(self, seconds: float) -> None:
         """Until no process of it is left; the error names those that are."""
         deadline = time.monotonic() + seconds
         while left := self.processes():
             if time.monotonic() > deadline:
-                told = "; ".join(f"{process.pid} {' '.join(_command(process))[:120]}" for process in left)
+                told = "; ".join(f"{process.pid} {' '.join(command_of(process))[:120]}" for process in left)
                 raise AssertionError(f"after {seconds:.0f} s there are still: {told}")
             time.sleep(0.1)
 
@@ -211,7 +211,8 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty for one that has ended."""
     try:
         return list(process.cmdline())
     except (psutil.Error, OSError):

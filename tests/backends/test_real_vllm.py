@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from tests.backends.plans import plan
 from tests.backends.vllm_standin import HF_MODEL, REAL_VLLM, why_no_vllm
-from tests.stack import wait_until
+from tests.stack import command_of, wait_until
 from xgen_ray.backends import EngineAdapter, EngineAddress, create_adapter
 from xgen_ray.backends.probe import AnswerCache
 from xgen_ray.backends.vllm_ask import ask_build
@@ -168,7 +168,7 @@ async def test_a_killed_worker_is_an_error_in_the_stream_and_a_crash(running: Ru
     """The last one: nothing is left of the engine afterwards."""
     pid = (await running.adapter.status()).pid
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    worker = next(process for process in family if "Worker" in " ".join(process.cmdline()))
+    worker = next(process for process in family if "Worker" in " ".join(command_of(process)))
     body = {**QUESTION, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     errors = []
     async with running.http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -215,8 +215,7 @@ async def test_nothing_outlives_an_owner_that_is_killed(engine_answers: Path) ->
 
         def workers() -> list[psutil.Process]:
             below = psutil.Process(process.pid).children(recursive=True)
-            names = {each: " ".join(each.cmdline()) for each in below}
-            return below if any("EngineCore" in name for name in names.values()) else []
+            return below if any("EngineCore" in " ".join(command_of(each)) for each in below) else []
 
         family = await asyncio.to_thread(wait_until, workers, 300, "vLLM has started its engine")
         process.send_signal(signal.SIGKILL)

@@ -24,7 +24,7 @@ from tests.e2e.nodes import Node, claim_to_be, nodes_of
 from tests.e2e.serve_run import ONE_MACHINE
 from tests.fakes.native.build import build_amdsmi, build_nvml
 from tests.hardware.lab import Lab
-from tests.stack import Client, wait_until
+from tests.stack import Client, command_of, wait_until
 from xgen_ray.cli.exits import ExitCode
 from xgen_ray.hardware import detect_in_child
 from xgen_ray.placement.tags import tags_of
@@ -165,7 +165,7 @@ def test_the_head_says_how_to_join_and_keeps_the_token_to_itself(fleet: dict[str
     assert token not in json.dumps(head.described)
     for node in fleet.values():
         for process in node.processes():
-            assert token not in " ".join(process.cmdline())
+            assert token not in " ".join(command_of(process))
 
 
 def test_a_wrong_token(machines: Machines, head: Node) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.clients import Traffic
 from tests.e2e.exposed import assert_closed_but_for_the_token
-from tests.stack import SAMPLE_MODEL, Stack, memory_bytes, wait_until
+from tests.stack import SAMPLE_MODEL, Stack, command_of, memory_bytes, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -215,7 +215,7 @@ def test_with_keys_every_door_asks_for_one(tmp_path: Path) -> None:
             return {httpx.get(stack.url + path, **ask).status_code for path in doors}
 
         assert [statuses(key) for key in (None, "sk-alice", "sk-bob")] == [{401}, {200}, {200}]
-        commands = [" ".join(_command(process)) for process in stack.processes()]
+        commands = [" ".join(command_of(process)) for process in stack.processes()]
         own = [command for command in commands if "xgen_ray up" in command]
         assert not [command for command in commands if "sk-alice" in command and command not in own]
         keys_file(tmp_path, "carol: sk-carol")
@@ -228,9 +228,3 @@ def keys_file(folder: Path, text: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(text)
     return path
-
-
-def _command(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return list(process.cmdline())
-    return []

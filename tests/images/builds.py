@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 import psutil
 
-from tests.stack import REPOSITORY
+from tests.stack import REPOSITORY, command_of
 
 # Debian 12, and the release after it: llama.cpp's Vulkan backend needs the headers of that.
 BASE, NEWER_BASE = "localhost/base:bookworm", "localhost/base:trixie"
@@ -202,7 +202,7 @@ class Container:
 
     def _first(self) -> psutil.Process:
         """The image's own first process, below those of buildah."""
-        (tini,) = [process for process in self.processes() if process.name() == "tini"]
+        (tini,) = [process for process in self.processes() if _name(process) == "tini"]
         return tini
 
     def start(self, *arguments: str, until: str, seconds: float = 180) -> None:
@@ -255,7 +255,15 @@ class Container:
         _, alive = psutil.wait_procs(below, timeout=10)
         for process in alive:
             process.kill()
-        assert not alive, f"left behind: {[process.cmdline() for process in alive]}"
+        assert not alive, f"left behind: {[command_of(process) for process in alive]}"
+
+
+def _name(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
 
 
 def folder_of_the_user(folder: Path) -> Path:

@@ -20,6 +20,7 @@ import uvloop
 from tests.process.conftest import DEAF, EngineMaker, python, started
 from tests.process.owner import CHILD
 from tests.process.watching import Deaths, eventually, guards_of
+from tests.stack import command_of
 from xgen_ray.errors import EngineFailed, WrongState
 from xgen_ray.process import ChildProcess, FailureClass, LaunchSpec, LogRing, Readiness, free_port
 from xgen_ray.process.readiness import HealthProbe
@@ -433,14 +434,6 @@ async def test_logs_can_be_followed(engine: EngineMaker) -> None:
     assert ring.read(after) == ((), after)
 
 
-def command_line(process: psutil.Process) -> str:
-    """Empty for one that has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 async def test_secrets_never_come_out(engine: EngineMaker) -> None:
     key = "sk-very-secret-0123456789"
     words = f"CUDA out of memory for {key}"
@@ -448,11 +441,11 @@ async def test_secrets_never_come_out(engine: EngineMaker) -> None:
         with pytest.raises(EngineFailed) as caught:
             await child.wait_ready()
         failure = await child.wait()
-        command_lines = " ".join(map(command_line, psutil.Process().children(recursive=True)))
+        command_lines = [command_of(process) for process in psutil.Process().children(recursive=True)]
     shown = f"{caught.value!r} {caught.value} {caught.value.log_tail} {failure!r} {child.logs.tail()}"
     assert key not in shown
     assert "CUDA out of memory for ***" in shown
-    assert key not in command_lines, "the guard must not show the child's command line either"
+    assert key not in str(command_lines), "the guard must not show the child's command line either"
 
 
 @pytest.mark.parametrize("piece", [b"x" * 65536, b"a short line\n" * 5000], ids=["endless line", "lines"])

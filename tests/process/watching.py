@@ -26,8 +26,9 @@ class Deaths:
             poll.register(fd, select.POLLIN)
         left = {fd: pid for pid, fd in self._watched.items()}
         deadline = time.monotonic() + within_s
-        while left and (remaining := deadline - time.monotonic()) > 0:
-            for fd, _ in poll.poll(remaining * 1000):
+        # Looks once at least, however late it is: the dead are no survivors.
+        while left and (ended := poll.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+            for fd, _ in ended:
                 poll.unregister(fd)
                 del left[fd]
         return set(left.values())

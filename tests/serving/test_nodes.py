@@ -1,6 +1,7 @@
 """Node owners in a real Ray cluster of two nodes on this machine."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -116,10 +117,12 @@ def owner_process(fleet: Fleet, node_id: str) -> psutil.Process:
     """The owner is the one that keeps its journal's lock."""
     lock = str(fleet.folder / "run" / node_id / "owner.lock")
     for process in psutil.process_iter(["name"]):
-        if "NodeOwner" in (process.info["name"] or "") and any(
-            file.path == lock for file in process.open_files()
-        ):
-            return process
+        # One that is about to end has no files to tell of.
+        with contextlib.suppress(psutil.Error):
+            if "NodeOwner" in (process.info["name"] or "") and any(
+                file.path == lock for file in process.open_files()
+            ):
+                return process
     raise AssertionError(f"nobody keeps {lock}")
 
 
