@@ -222,10 +222,10 @@ async def test_silence_has_an_end(writes: list[bytes | None]) -> None:
 async def test_an_engine_waits_for_a_reader_who_is_slow_and_is_not_called_silent() -> None:
     size, pieces = 256 * 1024, 64
     body = [b"x" * size] * pieces
-    async with line([OK + b"content-length: %d\r\n\r\n" % (size * pieces), *body], silence_s=0.1) as server:
+    async with line([OK + b"content-length: %d\r\n\r\n" % (size * pieces), *body], silence_s=0.5) as server:
         connection = await server.open()
         await connection.ask(HEAD, b"{}")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         # What fits between the two is in the sockets' buffers: nothing like the whole.
         assert server.server.sent < size * pieces
         assert len(await whole(connection)) == size * pieces

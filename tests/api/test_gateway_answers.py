@@ -154,7 +154,7 @@ async def test_a_hundred_at_once_each_get_their_own_answer(plain: Stack) -> None
         return bool(reply.json() == body)
 
     async with httpx.AsyncClient(
-        base_url=plain.url, verify=NO_TLS, limits=httpx.Limits(max_connections=None)
+        base_url=plain.url, verify=NO_TLS, timeout=60, limits=httpx.Limits(max_connections=None)
     ) as client:
         assert all(await asyncio.gather(*(ask(number) for number in range(100))))
     assert plain.dispatcher.outcomes == [("r1", "ok")] * 100

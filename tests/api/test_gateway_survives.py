@@ -204,7 +204,7 @@ async def test_what_is_no_matter_of_time_is_told_at_once() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 async def test_after_a_sign_of_life_a_refusal_comes_as_an_event(path: str) -> None:
-    async with stack(otherwise=loading, limits=lively(0.5)) as running:
+    async with stack(otherwise=loading, limits=lively(1.5)) as running:
         running.dispatcher.replicas.clear()
         body = {**CHAT, "input": "hi", "stream": True}
         reply = await running.client.post(path, json=body)
@@ -257,7 +257,7 @@ async def test_what_cannot_be_streamed_is_never_answered_as_a_stream() -> None:
 
 
 async def test_the_official_client_reads_over_signs_of_life_and_raises_the_refusal() -> None:
-    async with stack(limits=lively(0.5)) as running:
+    async with stack(limits=lively(1.5)) as running:
         running.dispatcher.replicas.clear()
         async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
             stream = await client.chat.completions.create(

@@ -148,7 +148,8 @@ async def test_a_model_that_generates_refuses_to_embed(running: Running) -> None
 
 
 async def test_it_streams_and_tells_its_load_meanwhile(running: Running) -> None:
-    body = {**QUESTION, "max_tokens": 24, "ignore_eos": True, "stream": True}
+    # Long enough that it is still at work when it is asked.
+    body = {**QUESTION, "max_tokens": 200, "ignore_eos": True, "stream": True}
     events, seen = 0, 0
     async with running.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         async for line in answer.aiter_lines():

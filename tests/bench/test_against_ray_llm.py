@@ -47,7 +47,7 @@ async def test_each_takes_its_turn_with_prompts_of_its_own() -> None:
         endpoints = {
             way: await stack.enter_async_context(Endpoint().serving()) for way in (DIRECT, OURS, PEER)
         }
-        endpoints[PEER].behaviour = Behaviour(first_s=0.05)
+        endpoints[PEER].behaviour = Behaviour(first_s=0.2)
         targets = {way: Target(endpoint.url, "m") for way, endpoint in endpoints.items()}
         levels = await measure(targets, (1, 4), rounds=3, requests=2, max_tokens=4)
     assert [level.streams for level in levels] == [1, 4]

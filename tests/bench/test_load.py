@@ -66,18 +66,18 @@ async def test_failures_are_counted_and_do_not_stop_the_level(endpoint: Endpoint
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "error"),
+    ("behaviour", "timeout_s", "error"),
     [
-        (Behaviour(cut_after=2, gap_s=0.01), "broken stream"),
-        (Behaviour(error_event_after=2), "error event"),
-        (Behaviour(first_s=5.0), "timeout"),
+        (Behaviour(cut_after=2, gap_s=0.01), 10, "broken stream"),
+        (Behaviour(error_event_after=2), 10, "error event"),
+        (Behaviour(first_s=5.0), 0.4, "timeout"),
     ],
 )
 async def test_streams_that_end_badly_are_told_apart(
-    endpoint: Endpoint, behaviour: Behaviour, error: str
+    endpoint: Endpoint, behaviour: Behaviour, timeout_s: float, error: str
 ) -> None:
     endpoint.behaviour = behaviour
-    workload = replace(QUICK, requests_per_stream=1, request_timeout_s=0.4)
+    workload = replace(QUICK, requests_per_stream=1, request_timeout_s=timeout_s)
     report = await run_level(target_of(endpoint), workload, 1)
     assert report.errors == {error: 1}
     assert report.requests == 0

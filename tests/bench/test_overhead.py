@@ -55,7 +55,7 @@ def test_a_round_without_an_answer_leaves_no_figure() -> None:
 
 async def test_an_added_delay_is_found(endpoints: tuple[Endpoint, Endpoint]) -> None:
     direct, through = endpoints
-    through.behaviour = Behaviour(first_s=0.05)
+    through.behaviour = Behaviour(first_s=0.2)
     report = await measure_pair(
         Target(direct.url, "m"), Target(through.url, "m"), (1, 2), requests=2, rounds=3, max_tokens=4
     )

@@ -17,20 +17,15 @@ PROGRAM = """
 import os, pathlib, signal, sys, time
 from xgen_ray.cli.background import detach
 ready = detach(pathlib.Path(sys.argv[1], "log"))
-class Told(Exception): pass
 def end(number, _):
-    raise Told
+    pathlib.Path(sys.argv[1], "told").touch()
+    raise SystemExit
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, end)
 pathlib.Path(sys.argv[1], "new").write_text(str(os.getpid()))
 pathlib.Path(sys.argv[1], "new").rename(pathlib.Path(sys.argv[1], "pid"))
 """
-SLEEP = """
-try:
-    time.sleep(60)
-except Told:
-    pathlib.Path(sys.argv[1], "told").touch()
-"""
+SLEEP = "\ntime.sleep(60)"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from tests.cli.fleet import KEY, Fleet, ready
 from xgen_ray.cli.client import Server
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.cli.waiting import follow_all
-from xgen_ray.schema import Phase
+from xgen_ray.schema import Phase, StatusReport
 
 
 def test_all_are_followed_until_they_are_ready_sleep_or_have_failed(
@@ -45,6 +45,11 @@ def test_a_server_that_takes_the_key_no_more_is_not_asked_for_ever(fleet: Fleet,
 def test_who_is_told_to_stop_waits_for_nothing(fleet: Fleet, url: str) -> None:
     fleet.models["stuck"] = ready("stuck").model_copy(update={"phase": Phase.LOADING})
     stop = threading.Event()
-    with Server(url, KEY) as server:
-        threading.Timer(0.2, stop.set).start()
+
+    class Interrupted(Server):
+        def status(self) -> StatusReport:
+            stop.set()
+            return super().status()
+
+    with Interrupted(url, KEY) as server:
         assert [status.phase for status in follow_all(server, stop, every_s=0.01)] == [Phase.LOADING]

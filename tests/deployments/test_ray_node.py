@@ -36,6 +36,8 @@ HEAD = RayStart(
 )
 WORKER = replace(HEAD, head=Address("10.0.0.1", 6379), node_ip="10.0.0.2")
 PORTS = LocalPorts(1, 2, 3)
+# With the standard library only, which it starts twice as fast with.
+PYTHON = (sys.executable, "-I", "-S")
 
 
 def flags(command: tuple[str, ...]) -> dict[str, str]:
@@ -175,7 +177,7 @@ async def refused(program: str, tmp_path: Path, *, deadline_s: float = 20.0) -> 
     """What becomes of a node whose `ray start` is this Python program."""
     path = tmp_path / "program.py"
     path.write_text(program)
-    async with RayNode((sys.executable, str(path)), {}, os.environ) as node:
+    async with RayNode((*PYTHON, str(path)), {}, os.environ) as node:
         with pytest.raises(XgenRayError) as caught:
             await node.start(deadline_s)
     return caught.value
@@ -188,9 +190,9 @@ async def test_a_start_that_fails_tells_why(tmp_path: Path) -> None:
 
 async def test_a_start_that_hangs_ends_at_its_deadline(tmp_path: Path) -> None:
     error = await refused(
-        "import time\nprint('thinking', flush=True)\ntime.sleep(300)", tmp_path, deadline_s=1
+        "import time\nprint('thinking', flush=True)\ntime.sleep(300)", tmp_path, deadline_s=3
     )
-    assert error.message == "Ray had not started on this node after 1 s: thinking"
+    assert error.message == "Ray had not started on this node after 3 s: thinking"
 
 
 async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
 async def test_a_node_that_ends_by_itself_is_told(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("print('Ray runtime started.', flush=True)\nprint('raylet died'); raise SystemExit(1)")
-    async with RayNode((sys.executable, str(program)), {}, os.environ) as node:
+    async with RayNode((*PYTHON, str(program)), {}, os.environ) as node:
         await node.start(20)
         error = await node.wait()
     assert isinstance(error, NodeNotStarted)
@@ -220,7 +222,7 @@ async def test_a_node_whose_raylet_was_stopped_by_somebody_ends(tmp_path: Path) 
         f"import subprocess, time\nraylet = subprocess.Popen([{str(raylet)!r}, '1'])\n"
         "print('Ray runtime started.', flush=True)\ntime.sleep(300)"
     )
-    async with RayNode((sys.executable, str(program)), {}, os.environ) as node:
+    async with RayNode((*PYTHON, str(program)), {}, os.environ) as node:
         await node.start(20)
         error = await asyncio.wait_for(node.wait(0.2), 20)
     assert isinstance(error, NodeNotStarted)
@@ -232,7 +234,7 @@ async def deploy(program: str, tmp_path: Path, deadline_s: float) -> None:
     path = tmp_path / "program.py"
     path.write_text(program)
     async with RayNode(("/bin/true",), {}, os.environ) as node:
-        await node.deploy((sys.executable, str(path), str(tmp_path)), deadline_s)
+        await node.deploy((*PYTHON, str(path), str(tmp_path)), deadline_s)
 
 
 async def test_a_deploy_that_fails_by_accident_is_tried_again(tmp_path: Path) -> None:
@@ -250,5 +252,5 @@ if not tried.exists():
 async def test_a_deploy_that_goes_on_failing_ends_at_its_deadline_with_what_was_said(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(NodeNotStarted, match="after 1 s: no room"):
-        await deploy("raise SystemExit('no room')", tmp_path, 1)
+    with pytest.raises(NodeNotStarted, match="after 3 s: no room"):
+        await deploy("raise SystemExit('no room')", tmp_path, 3)

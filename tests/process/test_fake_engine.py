@@ -88,7 +88,7 @@ async def test_the_official_client_is_served(engine: EngineMaker) -> None:
 
 
 async def test_what_it_says_of_itself(engine: EngineMaker) -> None:
-    async with talking(engine("--slots", "1", "--chunk-delay", "0.02", "--chunks", "10")) as talk:
+    async with talking(engine("--slots", "1", "--chunk-delay", "0.2", "--chunks", "10")) as talk:
         post = talk.client.post
         requests = [asyncio.create_task(post("/v1/chat/completions", json=CHAT)) for _ in range(3)]
         await talk.until("in_flight", 3)

@@ -292,8 +292,11 @@ async def test_death_ends_the_wait_for_readiness_at_once(engine: EngineMaker) ->
 
 
 @contextlib.asynccontextmanager
-async def answering_health(answer: bytes | None) -> AsyncIterator[ChildProcess]:
-    """A running child that is asked for 0.4 s; its health address gives ``answer``, or none at all."""
+async def answering_health(answer: bytes | None, deadline_s: float = 2.0) -> AsyncIterator[ChildProcess]:
+    """A running child that is asked until the deadline; its health address gives ``answer``, or none at all.
+
+    The deadline counts from the start of its guard: an answer needs time.
+    """
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
@@ -305,7 +308,7 @@ async def answering_health(answer: bytes | None) -> AsyncIterator[ChildProcess]:
                 await writer.drain()
 
     port = free_port()
-    health = Readiness(f"http://127.0.0.1:{port}/health", 0.4, interval_s=0.02)
+    health = Readiness(f"http://127.0.0.1:{port}/health", deadline_s, interval_s=0.02)
     async with contextlib.AsyncExitStack() as stack:
         child = await stack.enter_async_context(python("import time; time.sleep(60)", readiness=health))
         # Not before the child: it would be taken for another's engine.
@@ -315,7 +318,7 @@ async def answering_health(answer: bytes | None) -> AsyncIterator[ChildProcess]:
 
 async def test_never_ready_tells_the_deadline_and_the_last_answer() -> None:
     async with answering_health(b"503 X\r\ncontent-length: 13\r\n\r\nLoading model") as child:
-        with pytest.raises(EngineFailed, match=r"not ready after 0\.4 s.*503.*Loading model") as caught:
+        with pytest.raises(EngineFailed, match=r"not ready after 2 s.*503.*Loading model") as caught:
             await child.wait_ready()
         assert caught.value.failure == "not_ready_in_time"
         assert child.exit_code is None, "that is for the owner to decide"
@@ -329,7 +332,7 @@ async def test_an_unhealthy_answer_is_not_ready_yet_but_told() -> None:
 
 
 async def test_a_silent_health_address_does_not_hang_the_wait() -> None:
-    async with answering_health(None) as child:
+    async with answering_health(None, deadline_s=0.4) as child:
         with pytest.raises(EngineFailed, match=r"not ready after 0\.4 s"):
             await asyncio.wait_for(child.wait_ready(), SOON_S)
 
@@ -343,8 +346,10 @@ async def test_readiness_headers_go_with_each_probe(engine: EngineMaker) -> None
             HealthProbe(Readiness(url, 5.0, {"authorization": "Bearer sesame"})).until_ready(), SOON_S
         )
         keyless = HealthProbe(Readiness(url, 5.0))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(keyless.until_ready(), 0.2)
+        asking = asyncio.create_task(keyless.until_ready())
+        await eventually(lambda: keyless.last_answer is not None)
+        assert not asking.done()
+        asking.cancel()
         assert keyless.last_answer is not None
         assert keyless.last_answer.startswith("401 ")
 
@@ -397,7 +402,10 @@ async def test_cancelling_a_start_leaves_nothing(deaths: Deaths) -> None:
         task.cancel()
         await asyncio.wait([task], timeout=SOON_S)
         assert task.done()
-    assert {process.pid for process in me.children()} == before
+        if not task.cancelled():
+            # It had started before it was told.
+            await child.stop()
+    assert {process.pid for process in me.children()} <= before
 
 
 async def test_cancelling_a_stop_hurries_it_in_the_background(deaths: Deaths) -> None:
@@ -509,9 +517,10 @@ async def test_twenty_rounds_leak_nothing() -> None:
     threads = me.num_threads()
     for _ in range(20):
         await one_round()
-    assert me.num_fds() == descriptors
-    assert {process.pid for process in me.children(recursive=True)} == children
-    assert me.num_threads() == threads
+    # What an earlier test has left may end meanwhile.
+    assert me.num_fds() <= descriptors
+    assert {process.pid for process in me.children(recursive=True)} <= children
+    assert me.num_threads() <= threads
 
 
 async def test_a_process_that_no_signal_ends_is_told() -> None:

@@ -211,13 +211,13 @@ async def test_an_engine_that_fails_is_doubted_and_passed_over() -> None:
     assert {(await choose(router)).replica_id for _ in range(3)} == {"good"}
 
 
-async def test_what_was_answered_teaches_which_engine_is_fast() -> None:
+async def test_what_was_answered_teaches_which_engine_is_fast(clock: list[float]) -> None:
     router = dispatcher(with_engines(1, engine("fast", 64), engine("slow", 64)))
     for pause, name, other in ((0.001, "fast", "slow"), (0.06, "slow", "fast")) * 3:
         endpoint = await choose(router, "a", 1.0, other)
         assert endpoint.replica_id == name
         router.answering(endpoint)
-        await asyncio.sleep(pause)
+        clock[0] += pause
         router.finished(endpoint, Outcome.OK, units=10)
     taken = Counter([(await choose(router)).replica_id for _ in range(10)])
     assert taken["fast"] > taken["slow"]

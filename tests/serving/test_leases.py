@@ -241,6 +241,8 @@ def test_two_loads_at_once_do_not_both_get_all_threads() -> None:
     reserved([replace(chosen, options=replace(chosen.options, threads=1))], book=book)
 
 
+# The journal syncs each change: thousands of writes, which a busy disk takes minutes for.
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 POOLS = st.sampled_from("abcd")
 SIZES = st.lists(st.sampled_from([2, 5, 9, 16]), min_size=1, max_size=3)
 
@@ -252,7 +254,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = TemporaryDirectory()
+        self.folder = TemporaryDirectory(dir=IN_MEMORY)
         self.journal = LeaseJournal(Path(self.folder.name) / "leases")
         self.node = snapshot(card(0), card(1))
         self.book = Book()

@@ -302,7 +302,7 @@ async def test_a_killed_holders_lease_is_its_apps_again_and_ends_in_time(
     assert (report.state, report.replica_id, report.expires_in_s) == (LeaseState.HELD, "r1", None)
     os.kill(replica.pid, signal.SIGKILL)
     # The owner's own watch, without anybody asking it.
-    await until(lambda: '"reserved"' in (world.folder / "run" / "p.0.lease").read_text(), 3.0)
+    await until(lambda: '"reserved"' in (world.folder / "run" / "p.0.lease").read_text())
     (report,) = (await owner.look()).leases
     assert (report.state, report.replica_id, report.expires_in_s) == (LeaseState.RESERVED, None, 20.0)
     assert isinstance(await owner.reserve("q", "q", [plan], 5.0), NoLease)

@@ -16,13 +16,6 @@ from xgen_ray.serving.traffic import KEPT_S, OUTCOMES, Stream, Totals, Traffic
 A = Stream("a", "gpu", "llama-server-cpu")
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    monkeypatch.setattr("xgen_ray.serving.dispatcher.time.monotonic", lambda: now[0])
-    return now
-
-
 def dispatcher() -> TableDispatcher:
     made = TableDispatcher(random.Random(1))
     made.apply(with_engines(1, replace(engine("r1"), pool="gpu", wish="a@gpu")))
