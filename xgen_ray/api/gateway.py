@@ -128,7 +128,7 @@ class Gateway:
             whole = await self._serve(scope, receive, headers, request_id, reply, note)
             outcome = "answered" if whole else "broken off"
         except ClientGone:
-            outcome = "client left"
+            outcome = "answered" if note.answered else "client left"
         except XgenRayError as error:
             outcome = error.code
             if reply.started and not reply.early:
@@ -220,6 +220,7 @@ class Gateway:
         except ModelNotFound:
             raise self._unknown(parsed.model) from None
         finally:
+            note.answered = relay.answered
             if relay.endpoint is not None:
                 note.replica, note.chosen = relay.endpoint.replica_id, relay.endpoint.why
             else:
@@ -277,6 +278,7 @@ class _Note:
     replica: str | None = None
     chosen: str | None = None
     typed: bool = False
+    answered: bool = False
     trace: Trace | None = None
 
 

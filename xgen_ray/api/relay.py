@@ -14,7 +14,7 @@ from xgen_ray.api.answers import content_type, error_answer, passed_headers, str
 from xgen_ray.api.client import Reply
 from xgen_ray.api.connection import Break, Connection, UpstreamBroke
 from xgen_ray.api.contracts import Dispatcher
-from xgen_ray.api.stream_errors import StreamErrors
+from xgen_ray.api.event_stream import EventStream
 from xgen_ray.api.tracing import Trace
 from xgen_ray.api.upstream import KEEPALIVE_S, Call, Upstream
 from xgen_ray.errors import EngineUnreachable, NotReady
@@ -87,6 +87,7 @@ class Relay:
         "_typed",
         "_until",
         "_upstream",
+        "answered",
         "endpoint",
     )
 
@@ -118,6 +119,8 @@ class Relay:
         self._breaks: list[Break] = []
         self._refused: set[str] = set()
         self.endpoint: Endpoint | None = None
+        # To the last event, or byte: what the client does now is its own affair.
+        self.answered = False
 
     async def run(self) -> bool:
         """Get an answer to the client, whole or with an error at its end.
@@ -212,19 +215,17 @@ class Relay:
                 await self._pass_error(answer, lease)
                 return True
             first = await answer.read()
-            errors = StreamErrors() if content_type(answer.headers) == EVENTS else None
-            if errors is not None and errors.feed(first):
+            events = EventStream() if content_type(answer.headers) == EVENTS else None
+            if events is not None and events.feed(first):
                 # The client has seen nothing yet: as good as no answer.
                 raise UpstreamBroke(Break.DROPPED)
-            return await self._pass(answer, first, lease, errors)
+            return await self._pass(answer, first, lease, events)
         finally:
             # Ends the connection, and with it the engine's work, unless the answer is complete.
             answer.close(keep_s=KEEPALIVE_S)
 
-    async def _pass(
-        self, answer: Connection, first: bytes, lease: Lease, errors: StreamErrors | None
-    ) -> bool:
-        """Without ``errors`` it is no stream of events."""
+    async def _pass(self, answer: Connection, first: bytes, lease: Lease, events: EventStream | None) -> bool:
+        """Without ``events`` it is no stream of them."""
         lease.answering()
         if self._trace is not None:
             self._trace.mark("first byte")
@@ -232,9 +233,10 @@ class Relay:
         await reply.start(answer.status, passed_headers(answer.headers, lease.endpoint))
         while True:
             done = answer.at_end
-            lease.units += len(chunk) // BYTES_A_UNIT if errors is None else chunk.count(EVENT_START)
-            if done:
+            lease.units += len(chunk) // BYTES_A_UNIT if events is None else chunk.count(EVENT_START)
+            if done or (events is not None and events.ended):
                 lease.finish(Outcome.OK)
+                self.answered = True
             await reply.body(chunk, more=not done)
             if done:
                 return True
@@ -242,9 +244,13 @@ class Relay:
             try:
                 chunk = await answer.read()
             except UpstreamBroke as broke:
+                if self.answered:
+                    # Only the end of the body was missing.
+                    await reply.body(b"", more=False)
+                    return True
                 lease.finish(Outcome.FAILED)
-                return errors is not None and await self._broke_off(last, broke.how)
-            if errors is not None and errors.feed(chunk):
+                return events is not None and await self._broke_off(last, broke.how)
+            if events is not None and events.feed(chunk):
                 lease.finish(Outcome.FAILED)
 
     async def _broke_off(self, last: bytes, how: Break) -> bool:
