@@ -18,7 +18,7 @@ LOCK_VLLM := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --pyt
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 
-.PHONY: help serve test images lint bench docs build lock clean
+.PHONY: help serve test quick images lint bench docs build lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,10 +27,13 @@ serve: .venv/.serve $(MODEL) ## Set up, then serve a small real model at http://
 	$(BIN)/xgen-ray up --load $(MODEL)
 
 # Without kept bytecode every process that a test starts compiles the program anew.
-test images: export PYTHONDONTWRITEBYTECODE =
+test quick images: export PYTHONDONTWRITEBYTECODE =
 test: lint .venv/.engines .cache/vulkan/.done .cache/chromium/.done .cache/prometheus/.done .cache/buildah $(VLLM)/.done $(MODEL) $(HF_MODEL)/config.json $(EMBED_MODEL)/config.json ## Set up, then check style, types and layers and run every test
 	$(BIN)/python -m pytest -m "$(SHARED)" --numprocesses 3
 	$(BIN)/python -m pytest -m "not ($(SHARED))"
+
+quick: lint $(MODEL) ## The checks, and the tests that take a minute
+	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 3
 
 images: .venv/.test .cache/buildah $(MODEL) ## Of all tests only this, as root: build the common image, run two nodes of it
 	$(BIN)/python -m pytest -m image
