@@ -9,23 +9,32 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+# The packages whose modules have loggers.
+_OURS: Final = ("xgen_ray", "deployments")
 _FORMAT: Final = "XGEN_RAY_LOG_FORMAT"
 _FIELD: Final = re.compile(r"(\w+)=%[sdr]")
 _PLAIN: Final = re.compile(r"[^\s\"=]+")
 
 
 def log_transitions(environ: Mapping[str, str] = os.environ) -> None:
-    """Show INFO and above of ours. Ray sets no handler up for others than itself."""
-    ours = logging.getLogger("xgen_ray")
-    ours.setLevel(logging.INFO)
-    if not ours.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(JSONLines() if environ.get(_FORMAT) == "json" else TextLines())
-        ours.addHandler(handler)
+    """Show INFO and above of ours. Ray sets no handler up for others than itself.
+
+    Every process that Ray starts for us calls it once.
+    """
+    # In replicas Serve may have put a stream in place of ``sys.stderr`` that passes every line on to its own
+    # logger: with Serve's own head before it, so no JSON any more, and held back until there are a thousand.
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.setFormatter(JSONLines() if environ.get(_FORMAT) == "json" else TextLines())
+    for name in _OURS:
+        ours = logging.getLogger(name)
+        ours.setLevel(logging.INFO)
+        if not ours.handlers:
+            ours.addHandler(handler)
 
 
 class TextLines(logging.Formatter):

@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.environment import metrics_wanted
+from deployments.logs import log_transitions
 from xgen_ray.api import ApiKeys, Gateway, GatewayLimits, KeyFile, LocalGuard, RetryLimits
 from xgen_ray.api.asgi import App
 from xgen_ray.api.tracing import OTLPTracing
@@ -35,6 +36,7 @@ class Router:
     """Serves with the last table it got when control is away."""
 
     def __init__(self, settings: RouterSettings, keys: ApiKeys) -> None:
+        log_transitions()
         self._settings = settings
         self._keys = keys
         self._dispatcher = TableDispatcher()

@@ -154,6 +154,14 @@ class Stack(Client):
         """The processes of this stack with ``part`` in their command line."""
         return [process for process in self.processes() if part in " ".join(command_of(process))]
 
+    def logs(self, actor: str) -> list[str]:
+        """The lines in the logs of workers whose actor's name begins so: where an operator would look."""
+        (raylet,) = self.named("raylet/raylet")
+        (folder,) = (word for word in command_of(raylet) if word.startswith("--log_dir="))
+        texts = [path.read_text() for path in Path(folder.partition("=")[2]).glob("worker-*.err")]
+        # Ray writes the name into its first lines.
+        return [line for text in texts if f":actor_name:{actor}" in text for line in text.splitlines()]
+
     def wait_for_end(self, seconds: float) -> None:
         """Until no process of it is left; the error names those that are."""
         deadline = time.monotonic() + seconds

@@ -2,10 +2,11 @@
 
 import logging
 
+import httpx
 import pytest
 
 from tests.api.stack import stack
-from tests.api.support import ENGINE_KEY, InMemoryDispatcher, die, served, serving
+from tests.api.support import ENGINE_KEY, NO_TLS, InMemoryDispatcher, die, served, serving
 from xgen_ray.api.gateway import Gateway
 from xgen_ray.api.keys import ApiKeys
 from xgen_ray.schema import ServedModel
@@ -36,6 +37,23 @@ async def test_a_request_leaves_one_line_with_its_fields(caplog: pytest.LogCaptu
     assert (first["path"], first["bytes"]) == ("/v1/chat/completions", size)
     for secret in ("sk-1", "sk-wrong", ENGINE_KEY, port, "a private matter"):
         assert secret not in "".join(lines)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_an_unfit_id_is_found_again_where_the_server_answers_with_it(
+    caplog: pytest.LogCaptureFixture, answers: bool
+) -> None:
+    caplog.set_level(logging.INFO, "xgen_ray.api")
+    gateway = Gateway(InMemoryDispatcher(), ApiKeys(), answers_request_id=answers)
+    async with serving(gateway) as url, httpx.AsyncClient(base_url=url, verify=NO_TLS) as client:
+        for sent in ("no good " + "x" * 200, "r-9"):
+            await client.get("/health", headers={"x-request-id": sent})
+    records = [record for record in caplog.records if record.name.startswith("xgen_ray.api")]
+    unfit, fit = (vars(record)["fields"] for record in records)
+    assert unfit["request_id"].startswith("req_")
+    assert unfit.get("answered_id") == (None if answers else "no good " + "x" * 120)
+    assert fit["request_id"] == "r-9"
+    assert "answered_id" not in fit
 
 
 class FaultyDispatcher(InMemoryDispatcher):

@@ -1,10 +1,14 @@
 """Our log lines: one line an event, with its fields, as text and as JSON."""
 
+import io
 import json
 import logging
 import sys
+from collections.abc import Iterator
 
-from deployments.logs import JSONLines, TextLines
+import pytest
+
+from deployments.logs import JSONLines, TextLines, log_transitions
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
@@ -12,6 +16,35 @@ def record(message: str, *arguments: object, **extra: object) -> logging.LogReco
     for name, value in extra.items():
         setattr(made, name, value)
     return made
+
+
+@pytest.fixture
+def ours() -> Iterator[tuple[logging.Logger, ...]]:
+    """The loggers of our packages, as they were before afterwards."""
+    loggers = (logging.getLogger("xgen_ray"), logging.getLogger("deployments"))
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
+    yield loggers
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+def test_both_packages_are_shown_past_a_stream_that_serve_has_put_in_place(
+    ours: tuple[logging.Logger, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, replaced = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", kept)
+    monkeypatch.setattr(sys, "stderr", replaced)
+    for logger in ours:
+        logger.handlers.clear()
+    for _ in range(2):
+        log_transitions({"XGEN_RAY_LOG_FORMAT": "json"})
+    logging.getLogger("xgen_ray.api.gateway").info("request", extra={"fields": {"request_id": "r-7"}})
+    logging.getLogger("deployments.router").warning("control does not answer: error=%s", "TimeoutError")
+    lines = [json.loads(line) for line in kept.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["request", "control does not answer"]
+    assert lines[1]["error"] == "TimeoutError"
+    assert not replaced.getvalue()
 
 
 def test_fields_of_a_message_become_fields_of_the_object() -> None:

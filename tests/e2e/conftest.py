@@ -24,8 +24,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     (home / "models").mkdir()
     folders = ("--models", str(SAMPLE_MODEL.parent), "--models", str(home / "models"))
     # Ray's agents would pass metrics on every ten seconds only.
-    soon = {"RAY_metrics_report_interval_ms": "3000"}
-    with Stack(home, *folders, "--metrics-port", str(free_port()), environment=soon) as running:
+    environment = {"RAY_metrics_report_interval_ms": "3000", "XGEN_RAY_LOG_FORMAT": "json"}
+    with Stack(home, *folders, "--metrics-port", str(free_port()), environment=environment) as running:
         options = {"context": CONTEXT, "slots": SLOTS, "threads": 1}
         chat = running.load(SAMPLE_MODEL, name=CHAT, options=options)
         assert chat.status_code == 200, chat.text

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import CHAT, CONTEXT, EMBED, SLOTS
-from tests.stack import Stack
+from tests.stack import Stack, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -57,6 +57,23 @@ def test_the_headers_say_who_answered(client: openai.OpenAI) -> None:
     assert raw.headers["x-xgen-backend"] == "llama-server-cpu"
     assert raw.headers["x-xgen-replica"]
     assert len(raw.headers.get_list("x-request-id")) == 1
+
+
+def test_a_request_leaves_a_line_in_the_log_of_its_router(stack: Stack, client: openai.OpenAI) -> None:
+    """As JSON, which this stack was started for; and not on its terminal."""
+    raw = client.chat.completions.with_raw_response.create(
+        model=CHAT, messages=HELLO, max_tokens=1, extra_headers={"x-request-id": "r-7"}
+    )
+    assert raw.headers.get_list("x-request-id") == ["r-7"]
+    (told,) = wait_until(lambda: lines_with("r-7", stack), 10, "the request's line")
+    line = json.loads(told)
+    assert (line["event"], line["request_id"], line["model"]) == ("request", "r-7", CHAT)
+    assert (line["replica"], line["outcome"]) == (raw.headers["x-xgen-replica"], "answered")
+    assert "r-7" not in "".join(stack.output)
+
+
+def lines_with(request_id: str, stack: Stack) -> list[str]:
+    return [line for line in stack.logs("ServeReplica:xgen-router") if request_id in line]
 
 
 def test_a_stop_word_ends_the_answer(client: openai.OpenAI) -> None:

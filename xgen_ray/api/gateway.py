@@ -145,6 +145,7 @@ class Gateway:
             if logger.isEnabledFor(logging.INFO) or note.trace is not None:
                 fields = {
                     "request_id": request_id.decode(),
+                    **self._unfit_id(headers, request_id),
                     "path": scope["path"],
                     "key": note.key,
                     "model": note.model,
@@ -158,6 +159,13 @@ class Gateway:
                 logger.info("request", extra={"fields": fields})
                 if note.trace is not None:
                     note.trace.end(fields)
+
+    def _unfit_id(self, headers: Mapping[bytes, bytes], request_id: bytes) -> Mapping[str, str]:
+        """The client's own id where it is unfit for an engine, but the server around us answers with it: it
+        is what the client will ask about. Cut, since it is as long as the client likes.
+        """
+        answered = request_id if self._answers_request_id else headers.get(b"x-request-id", request_id)
+        return {} if answered == request_id else {"answered_id": answered[:128].decode("latin-1")}
 
     async def _serve(
         self,
