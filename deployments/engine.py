@@ -5,6 +5,7 @@ import os
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
 
 from deployments.environment import metrics_wanted
 from deployments.logs import log_transitions
@@ -43,5 +44,7 @@ def engine_application(spec: AppSpec) -> Application:
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=spec.drain_s + STOP_MARGIN_S,
+        # Control asks every engine about twice a second. A Serve config does not reach what control starts.
+        logging_config=LoggingConfig(enable_access_log=False),
     )(Engine)
     return deployment.bind(spec)

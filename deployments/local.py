@@ -11,6 +11,7 @@ import ray
 from ray import serve
 from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
 
 from deployments.app import build_control, build_router
 from deployments.environment import OBJECT_STORE_BYTES
@@ -37,6 +38,8 @@ class LocalStack:
     def start(self, control: ControlSettings, router: RouterSettings, keys: ApiKeys, tags: NodeTags) -> None:
         """Returns when both applications answer. ``tags`` are this machine's."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        # Routers write a line of ours for each request, and control is asked all the time.
+        quiet = LoggingConfig(enable_access_log=False)
         ray.init(
             address="local",
             # Which GPUs there are is in the tags: Ray itself knows one vendor a node.
@@ -50,12 +53,20 @@ class LocalStack:
             _metrics_export_port=self._metrics_port,
         )
         serve.start(
-            http_options=HTTPOptions(host=self._host, port=self._port, keep_alive_timeout_s=KEEP_ALIVE_S)
+            http_options=HTTPOptions(host=self._host, port=self._port, keep_alive_timeout_s=KEEP_ALIVE_S),
+            logging_config=quiet,
         )
         serve.run_many(
             [
-                RunTarget(build_control(control, keys), name=CONTROL_APP, route_prefix="/api"),
-                RunTarget(build_router(router, keys), name=ROUTER_APP, route_prefix="/"),
+                RunTarget(
+                    build_control(control, keys),
+                    name=CONTROL_APP,
+                    route_prefix="/api",
+                    logging_config=quiet,
+                ),
+                RunTarget(
+                    build_router(router, keys), name=ROUTER_APP, route_prefix="/", logging_config=quiet
+                ),
             ]
         )
         self._serves = True

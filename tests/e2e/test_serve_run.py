@@ -70,6 +70,22 @@ def test_a_declared_model_is_served(stack: ServeRun, client: openai.OpenAI) -> N
     assert answer.choices[0].message.content
 
 
+def test_logs_have_requests_and_not_what_control_asks(stack: ServeRun) -> None:
+    """Serve's own default would be a line for every call."""
+    assert stack.chat(DECLARED).status_code == 200
+
+    def told() -> list[str]:
+        routers = stack.logs("ServeReplica:xgen-router")
+        return [line for line in routers if f"model={DECLARED} " in line and "outcome=answered" in line]
+
+    assert wait_until(told, 10, "the request's line")
+    # Control has asked by now: it could not have the model ready else.
+    for replica in ("xgen-router", "xgen-control", "xgen-engine"):
+        lines = stack.logs(f"ServeReplica:{replica}")
+        assert lines, replica
+        assert not [line for line in lines if " CALL " in line or " POST " in line]
+
+
 def test_nobody_else_is_let_in(stack: ServeRun) -> None:
     assert_closed_but_for_the_token(stack)
 
