@@ -23,6 +23,7 @@ async def test_a_request_leaves_one_line_with_its_fields(caplog: pytest.LogCaptu
         running.engine.plays += [die] * 4
         await running.client.post("/v1/chat/completions", json=CHAT, headers=headers)
         await running.client.get("/v1/models", headers={"authorization": "Bearer sk-wrong"})
+        await running.client.get("/health")
         port = f":{running.engine.port}"
     records = [record for record in caplog.records if record.name.startswith("xgen_ray.api")]
     fields = [vars(record)["fields"] for record in records]

@@ -142,7 +142,9 @@ class Gateway:
                 return
             await reply.error(internal_error(request_id.decode()), typed=note.typed)
         finally:
-            if logger.isEnabledFor(logging.INFO) or note.trace is not None:
+            # Probes ask every second, and their answer is always the same.
+            told = logger.isEnabledFor(logging.INFO) and path_of(scope) != HEALTH_PATH
+            if told or note.trace is not None:
                 fields = {
                     "request_id": request_id.decode(),
                     **self._unfit_id(headers, request_id),
@@ -156,7 +158,8 @@ class Gateway:
                     "bytes": reply.bytes_sent,
                     "seconds": round(time.monotonic() - begun, 6),
                 }
-                logger.info("request", extra={"fields": fields})
+                if told:
+                    logger.info("request", extra={"fields": fields})
                 if note.trace is not None:
                     note.trace.end(fields)
 
