@@ -48,7 +48,7 @@ async def test_an_unfit_id_is_found_again_where_the_server_answers_with_it(
     gateway = Gateway(InMemoryDispatcher(), ApiKeys(), answers_request_id=answers)
     async with serving(gateway) as url, httpx.AsyncClient(base_url=url, verify=NO_TLS) as client:
         for sent in ("no good " + "x" * 200, "r-9"):
-            await client.get("/health", headers={"x-request-id": sent})
+            await client.get("/v1/models", headers={"x-request-id": sent})
     records = [record for record in caplog.records if record.name.startswith("xgen_ray.api")]
     unfit, fit = (vars(record)["fields"] for record in records)
     assert unfit["request_id"].startswith("req_")
