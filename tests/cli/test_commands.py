@@ -12,7 +12,42 @@ from tests.cli.fleet import EVERYWHERE, KEY, NO_GPU, REFUSAL, Fleet, ready, spre
 from xgen_ray import __version__
 from xgen_ray.cli.exits import ExitCode
 from xgen_ray.placement.types import Backend, EngineOptions
-from xgen_ray.schema import AwaitedNodes, FailureReport, ModelStatus, Phase, PlanReport, StatusReport
+from xgen_ray.schema import (
+    AwaitedNodes,
+    FailureReport,
+    LoadRequest,
+    ModelStatus,
+    Phase,
+    PlanReport,
+    ScaleRequest,
+    Scaling,
+    StatusReport,
+)
+
+# What a command line says of a model's size, and the rule that it asks for.
+RULES = (
+    ("--max-replicas 4", Scaling(max_replicas=4)),
+    # A minimum alone is no permission to grow.
+    ("--min-replicas 3", Scaling(min_replicas=3, max_replicas=3)),
+    ("--min-replicas 0 --max-replicas 4 --ttl 600", Scaling(min_replicas=0, max_replicas=4, ttl_s=600)),
+    # Who says after what time it sleeps wants it to sleep.
+    ("--ttl 0.5", Scaling(min_replicas=0, ttl_s=0.5)),
+    ("--min-replicas 1 --ttl 60", Scaling(ttl_s=60)),
+    ("--max-replicas 4 --keep-warm 2", Scaling(max_replicas=4, keep_warm=2)),
+    ("--keep-warm 0", Scaling()),
+)
+NO_SIZE = (
+    ("--min-replicas 3 --max-replicas 2", "error: min_replicas is 3, max_replicas only 2."),
+    ("--ttl -1", "'--ttl': Input should be greater than or equal to 0"),
+    ("--ttl 9999999", "error: --ttl: Input should be less than or equal to 2592000, got 9999999.0."),
+    ("--min-replicas -1", "'--min-replicas': Input should be greater"),
+    ("--max-replicas 0", "'--max-replicas': Input should be greater"),
+    ("--max-replicas 65", "'--max-replicas': Input should be less"),
+    ("--keep-warm 65", "'--keep-warm': Input should be less"),
+    ("--replicas 0", "'--replicas': Input should be greater"),
+    ("--replicas many", "'--replicas'"),
+    ("--replicas 2 --max-replicas 4", "error: Give either --replicas, a fixed number, or --min-replicas"),
+)
 
 
 def test_load_waits_until_ready_and_shows_the_way_in(call: Call, fleet: Fleet, url: str) -> None:
@@ -97,6 +132,71 @@ def test_load_says_where_and_what_may_leave(call: Call, fleet: Fleet) -> None:
     assert (second.nodes, second.evict, second.options.spread) == (None, "never", None)
     assert call("load", "m", "--evict", "everything").exit_code == ExitCode.USAGE
     assert call("load", "m", "--spread", "-o", "spread=false").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(("said", "rule"), RULES)
+def test_load_says_how_a_model_grows_and_sleeps(call: Call, fleet: Fleet, said: str, rule: Scaling) -> None:
+    assert call("load", "/models/small.gguf", "--no-wait", *said.split()).exit_code == ExitCode.OK
+    assert fleet.requests == [LoadRequest(model="/models/small.gguf", scaling=rule)]
+
+
+def test_load_says_its_pool_its_number_and_that_it_stays(call: Call, fleet: Fleet) -> None:
+    asked = ("--name", "llama", "--pool", "apu", "--replicas", "2", "--pin")
+    assert call("load", "hf:org/name", "--no-wait", *asked).exit_code == ExitCode.OK
+    wanted = LoadRequest(model="hf:org/name", name="llama", pool="apu", replicas=2, pinned=True)
+    assert fleet.requests == [wanted]
+    wrong = call("load", "hf:org/name", "--pool", "a@b")
+    assert wrong.exit_code == ExitCode.USAGE
+    assert "error: --pool: String should match pattern" in wrong.stderr
+    assert fleet.requests == [wanted]
+
+
+@pytest.mark.parametrize("command", ["load m", "scale small"])
+@pytest.mark.parametrize(("said", "complaint"), NO_SIZE)
+def test_a_size_that_cannot_be_meant_is_refused_before_it_is_sent(
+    call: Call, fleet: Fleet, command: str, said: str, complaint: str
+) -> None:
+    fleet.models["small"] = ready("small")
+    result = call(*command.split(), *said.split())
+    assert result.exit_code == ExitCode.USAGE
+    assert complaint in result.stderr
+    assert result.stdout == ""
+    assert (fleet.requests, fleet.scaled) == ([], [])
+
+
+@pytest.mark.parametrize(("said", "rule"), RULES)
+def test_scale_sends_the_rule(call: Call, fleet: Fleet, said: str, rule: Scaling) -> None:
+    fleet.models["small"] = ready("small")
+    assert call("scale", "small", *said.split()).exit_code == ExitCode.OK
+    assert fleet.scaled == [ScaleRequest(name="small", scaling=rule)]
+
+
+def test_scale_sends_the_number_and_says_what_will_be(call: Call, fleet: Fleet) -> None:
+    fleet.models["llama@apu"] = ready("llama@apu")
+    result = call("scale", "llama@apu", "--replicas", "3")
+    assert result.exit_code == ExitCode.OK
+    assert result.stdout == "llama@apu is to have 3; `xgen-ray ps llama@apu` shows how far it is\n"
+    as_json = call("scale", "llama@apu", "--replicas", "2", "--json")
+    assert ModelStatus.model_validate_json(as_json.stdout).wanted_replicas == 2
+    assert fleet.scaled == [ScaleRequest(name="llama@apu", replicas=number) for number in (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("nobody", "--replicas", "2"), "error: no model is named 'nobody'"),
+        (("small",), "error: Give either --replicas, a fixed number, or --min-replicas"),
+        (("a@@b", "--replicas", "2"), "error: name: String should match pattern"),
+    ],
+)
+def test_scale_needs_a_model_and_a_size(
+    call: Call, fleet: Fleet, arguments: tuple[str, ...], complaint: str
+) -> None:
+    fleet.models["small"] = ready("small")
+    result = call("scale", *arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert complaint in result.stderr
+    assert result.stdout == ""
 
 
 def test_a_load_that_takes_too_long_goes_on_by_itself(call: Call, fleet: Fleet) -> None:
@@ -399,7 +499,9 @@ def test_the_version_is_the_packages(call: Call) -> None:
     assert call("--version").stdout == f"xgen-ray {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["ps", "load m", "unload m", "logs m", "nodes", "drain n", "lift m"])
+@pytest.mark.parametrize(
+    "command", ["ps", "load m", "unload m", "scale m --replicas 2", "logs m", "nodes", "drain n", "lift m"]
+)
 def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command: str) -> None:
     result = call(*command.split(), env={"XGEN_RAY_API_KEY": "not-the-key"})
     assert result.exit_code == ExitCode.UNAUTHORISED
@@ -408,7 +510,19 @@ def test_a_wrong_key_ends_every_command_alike(call: Call, fleet: Fleet, command:
 
 
 @pytest.mark.parametrize(
-    "command", ["ps", "load m", "unload m", "logs m", "nodes", "drain n", "lift m", "chat -m hi", "bench"]
+    "command",
+    [
+        "ps",
+        "load m",
+        "unload m",
+        "scale m --replicas 2",
+        "logs m",
+        "nodes",
+        "drain n",
+        "lift m",
+        "chat -m hi",
+        "bench",
+    ],
 )
 def test_no_server_ends_every_command_alike(call: Call, command: str) -> None:
     result = call(*command.split(), env={"XGEN_RAY_URL": "http://127.0.0.1:9"})

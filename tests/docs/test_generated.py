@@ -73,20 +73,23 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(other), target
 
 
+def program() -> TyperGroup:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return group
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_of_ours_exist_with_their_options(page: Path) -> None:
-    program = typer.main.get_command(app)
-    assert isinstance(program, TyperGroup)
+    commands = program().commands
     for line in re.findall(r"xgen-ray ([a-z][^`\n]*)", page.read_text()):
         words = re.split(r"\s{2,}|[;|#]", line)[0].split()
         name = words[0].rstrip(".,:")
-        if name not in program.commands:
+        if name not in commands:
             # Prose, such as "an xgen-ray cluster".
             assert "--" not in line, line
             continue
-        known = {
-            option for one in program.commands[name].params for option in (*one.opts, *one.secondary_opts)
-        }
+        known = {option for one in commands[name].params for option in (*one.opts, *one.secondary_opts)}
         for word in words[1:]:
             option = word.rstrip(".,:)").partition("=")[0]
             if re.fullmatch(r"--[a-z][a-z-]*", option) and option != "--help":
@@ -111,8 +114,37 @@ def test_an_image_is_told_what_its_entry_point_takes() -> None:
 def shell_blocks(page: Path) -> list[tuple[str, str]]:
     """The commands of a page, with the comment over them: in plain fences, which others are not in."""
     found = re.findall(r"(?:^|\n)(?:<!-- ([^\n]*) -->\n)?```\n(.*?)```", page.read_text(), re.DOTALL)
-    program = re.compile(r"(?:[\w./]*/)?(?:xgen-ray|make|sudo|docker|python3|sh|curl)\b")
-    return [(comment, block) for comment, block in found if program.match(block)]
+    ours = re.compile(r"(?:[\w./]*/)?(?:xgen-ray|make|sudo|docker|python3|sh|curl)\b")
+    return [(comment, block) for comment, block in found if ours.match(block)]
+
+
+def commands_in(block: str) -> set[str]:
+    """The subcommands of ours that a block of commands has."""
+    return set(re.findall(r"xgen-ray ([a-z]+)", block)) & set(program().commands)
+
+
+def runs(place: Path, command: str) -> bool:
+    """Whether a test has the command's word as an argument or at the head of a line of them. A path over HTTP
+    or a key is none.
+    """
+    said = re.compile(rf"""(?<!"POST", )(?<!"GET", )["']{command}(?: |["'](?![\]:]))""")
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    return any(said.search(file.read_text()) for file in files)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('call("lift", "small")', True),
+        ('@pytest.mark.parametrize("command", ["ps", "lift m"])', True),
+        ('stack.management("POST", "lift", json={})', False),
+        ('answer["lift"]', False),
+        ("# lift small", False),
+    ],
+)
+def test_what_counts_as_running_a_command(tmp_path: Path, text: str, found: bool) -> None:
+    (tmp_path / "test_it.py").write_text(text)
+    assert runs(tmp_path, "lift") is found
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.ko.md"], ids=name_of)
@@ -122,8 +154,11 @@ def test_every_command_is_run_or_told_by_which_test(page: Path) -> None:
             continue
         told = re.fullmatch(r"as in ([^;]+)(; .+)?", comment)
         assert told is not None, f"which test runs this, or what does it need? {block}"
-        for place in told[1].split(", "):
-            assert (REPOSITORY / place).exists(), place
+        places = [REPOSITORY / place for place in told[1].split(", ")]
+        for place in places:
+            assert place.exists(), place
+        for command in commands_in(block):
+            assert any(runs(place, command) for place in places), f"{command} is run by none of {told[1]}"
 
 
 def runnable() -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from xgen_ray.cli.exits import CommandError, ExitCode
 from xgen_ray.errors import ConfigError
 from xgen_ray.placement.types import Backend, EngineOptions
-from xgen_ray.schema import LoadRequest, Scaling
+from xgen_ray.schema import LoadRequest, ScaleRequest, Scaling
 
 # Shown after an option that takes no value: nothing.
 FLAG = ""
@@ -29,6 +29,8 @@ _ENGINE = "Engine"
 _PLACE = "Place"
 _SCALE = "Scale"
 _HELP_WIDTH = 78
+_FLAG_PREFIX = "--"
+_ONE_SIZE = "Give either --replicas, a fixed number, or --min-replicas, --max-replicas, --ttl, --keep-warm."
 # A name before a colon: hf:, and https:, which the server refuses in its own words.
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
@@ -227,7 +229,7 @@ def scaling_of(
     try:
         return Scaling.model_validate(given)
     except ValidationError as error:
-        raise _usage(error, "--") from None
+        raise _usage(error, _FLAG_PREFIX) from None
 
 
 def load_request(
@@ -251,6 +253,8 @@ def load_request(
     options = engine_options(
         backend=backend, context=context, slots=slots, gpus=gpus, pairs=pairs, spread=spread
     )
+    if replicas is not None and scaling is not None:
+        raise CommandError(ExitCode.USAGE, _ONE_SIZE)
     size = {"replicas": replicas} if replicas is not None else {}
     try:
         return LoadRequest(
@@ -265,7 +269,17 @@ def load_request(
             options=options,
         )
     except ValidationError as error:
-        raise _usage(error, "--") from None
+        raise _usage(error, _FLAG_PREFIX) from None
+
+
+def scale_request(name: str, replicas: int | None, scaling: Scaling | None) -> ScaleRequest:
+    """Return the request that a command line asks for. Raises ``CommandError`` with the field at fault."""
+    if (scaling is None) == (replicas is None):
+        raise CommandError(ExitCode.USAGE, _ONE_SIZE)
+    try:
+        return ScaleRequest(name=name, replicas=replicas, scaling=scaling)
+    except ValidationError as error:
+        raise _usage(error, "") from None
 
 
 def engine_options(
@@ -385,6 +399,12 @@ def _values(annotation: Any) -> str:
 
 def _usage(error: ValidationError, prefix: str) -> CommandError:
     first = error.errors()[0]
+    told = first["msg"].removeprefix("Value error, ")
     place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    if not place:
+        # Several fields together are at fault, and the words name them.
+        return CommandError(ExitCode.USAGE, f"{told}.")
+    if prefix == _FLAG_PREFIX:
+        place = place.removesuffix("_s").replace("_", "-")
     given = f", got {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
-    return CommandError(ExitCode.USAGE, f"{prefix}{place}: {first['msg']}{given}.")
+    return CommandError(ExitCode.USAGE, f"{prefix}{place}: {told}{given}.")

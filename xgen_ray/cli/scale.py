@@ -6,8 +6,6 @@ import typer
 
 from xgen_ray.cli import options, output
 from xgen_ray.cli.client import Server
-from xgen_ray.cli.exits import CommandError, ExitCode
-from xgen_ray.schema import ScaleRequest
 
 
 def scale(
@@ -31,14 +29,11 @@ def scale(
       xgen-ray scale small --max-replicas 4
       xgen-ray scale small --min-replicas 0 --max-replicas 4 --ttl 600
     """
-    scaling = options.scaling_of(min_replicas, max_replicas, ttl, keep_warm)
-    if (scaling is None) == (replicas is None):
-        message = (
-            "Give either --replicas, a fixed number, or --min-replicas, --max-replicas, --ttl, --keep-warm."
-        )
-        raise CommandError(ExitCode.USAGE, message)
+    request = options.scale_request(
+        name, replicas, options.scaling_of(min_replicas, max_replicas, ttl, keep_warm)
+    )
     with Server(url, api_key) as server:
-        status = server.scale(ScaleRequest(name=name, replicas=replicas, scaling=scaling))
+        status = server.scale(request)
     if as_json:
         output.print_json(status)
         return
