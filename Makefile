@@ -55,7 +55,7 @@ build: .venv/.serve ## Build the wheel and the sdist into dist/
 	$(BIN)/python -m hatchling build
 
 lock: .venv/.test ## Write the lock files anew from pyproject.toml
-	$(LOCK) --extra cpu --extra nvidia --group build pyproject.toml -o requirements/serve.txt
+	$(LOCK) --extra cpu --extra nvidia --extra tracing --group build pyproject.toml -o requirements/serve.txt
 	$(LOCK) --extra cpu --extra nvidia --extra tracing --extra dev --group build -c requirements/serve.txt pyproject.toml -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt requirements/llama-cpp-python.in -o requirements/llama-cpp-python.txt
 	for name in amdsmi embedding-model sample-model vulkan; do \

@@ -136,6 +136,20 @@ def test_without_http_options_serve_listens_everywhere(tmp_path: Path) -> None:
     assert len(lines) == 2
 
 
+def test_traces_need_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = GOOD.replace("{replicas: 1}", "{replicas: 1, otlp_endpoint: 'http://127.0.0.1:4318'}")
+    path = tmp_path / "fleet.yaml"
+    path.write_text(traced)
+    read_serve_config(path, ServeDeploySchema)
+    monkeypatch.setattr("xgen_ray.api.tracing.find_spec", lambda name: None)
+    place = "18: applications[1].args.otlp_endpoint"
+    (line,) = told(tmp_path, traced)
+    assert line.startswith(f"{place}: traces need the extra 'tracing': pip install 'xgen-ray[tracing]'")
+    # What is no address is one fault, not two.
+    (wrong,) = told(tmp_path, traced.replace("http://", ""))
+    assert wrong.startswith(f"{place}: String should match pattern")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

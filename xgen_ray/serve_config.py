@@ -161,6 +161,19 @@ def _of_arguments(content: Any, import_path: str, settings: type[Arguments]) -> 
                 f"api_keys_file is missing, and others can reach {host}: they could use and unload the "
                 "models. Give it to both applications, or set host to 127.0.0.1 in http_options",
             )
+        if isinstance(arguments, RouterSettings) and arguments.otlp_endpoint is not None:
+            yield from _of_tracing((*place, "otlp_endpoint"), arguments.otlp_endpoint)
+
+
+def _of_tracing(place: Place, endpoint: str) -> Iterator[_Problem]:
+    """A router that cannot send traces does not start."""
+    # It brings the API along, which a config without it does without.
+    from xgen_ray.api.tracing import require_tracing
+
+    try:
+        require_tracing(endpoint)
+    except ConfigError as error:
+        yield _Problem(place, f"{error.message}, here and on the head, where routers run")
 
 
 def _host(content: Mapping[str, Any]) -> str:

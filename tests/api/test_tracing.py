@@ -1,6 +1,7 @@
 """A request's trace, as a collector gets it over OTLP/HTTP."""
 
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -116,5 +117,10 @@ def test_without_its_packages_or_an_address_it_says_what_to_do(monkeypatch: pyte
     with pytest.raises(ConfigError, match="no address of a collector"):
         OTLPTracing("127.0.0.1:4318")
     monkeypatch.setattr("xgen_ray.api.tracing.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'xgen-ray\[tracing\]'"):
+        OTLPTracing("http://127.0.0.1:4318")
+    # Ray brings another exporter: then the package above is there, and what lies between is not.
+    monkeypatch.setattr("xgen_ray.api.tracing.find_spec", find_spec)
+    monkeypatch.setattr("xgen_ray.api.tracing._EXPORTER", "opentelemetry.exporter.nothing.proto.http")
     with pytest.raises(ConfigError, match=r"pip install 'xgen-ray\[tracing\]'"):
         OTLPTracing("http://127.0.0.1:4318")

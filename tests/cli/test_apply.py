@@ -10,6 +10,19 @@ from tests.stack import REPOSITORY
 from xgen_ray.cli.exits import ExitCode
 
 FLEET = REPOSITORY / "cluster_configs" / "mixed-fleet.yaml"
+# Its last lines are the router's arguments.
+ROUTER = """\
+http_options: {host: 127.0.0.1}
+applications:
+  - name: xgen-control
+    import_path: deployments.app:control
+    route_prefix: /api
+  - name: xgen-router
+    import_path: deployments.app:router
+    route_prefix: /
+    args:
+      replicas: 1
+"""
 
 
 def test_a_good_file_is_said_to_be_one(call: Call) -> None:
@@ -30,6 +43,28 @@ def test_a_bad_file_goes_nowhere_near_a_cluster(call: Call, tmp_path: Path, chec
     result = call("apply", str(bad), *check)
     assert result.exit_code == ExitCode.USAGE
     assert f"fleet.yaml:{line}: applications[0].args.models[0].options.slotz" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("apply", "--check"),
+        ("apply",),
+        ("node", "--head", "--node-ip-address", "192.0.2.7", "--block", "--config"),
+    ],
+)
+def test_traces_that_routers_cannot_send_are_told_before_anything_is_deployed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    traced = tmp_path / "fleet.yaml"
+    traced.write_text(f"{ROUTER}      otlp_endpoint: http://127.0.0.1:4318\n")
+    assert call("apply", str(traced), "--check").exit_code == ExitCode.OK
+    monkeypatch.setattr("xgen_ray.api.tracing.find_spec", lambda name: None)
+    result = call(*command, str(traced))
+    assert result.exit_code == ExitCode.USAGE
+    assert "fleet.yaml:11: applications[1].args.otlp_endpoint: traces need the extra" in result.stderr
+    assert "pip install 'xgen-ray[tracing]', here and on the head" in result.stderr
     assert "Traceback" not in result.output
 
 

@@ -57,6 +57,19 @@ def test_an_argument_that_is_used_is_declared_in_its_stage(name: str) -> None:
         assert used & set(file.arguments) <= declared, stage.name
 
 
+def test_every_image_can_send_traces() -> None:
+    """Its environment is the lock's; an `otlp_endpoint` in a Serve config needs the extra."""
+    (install,) = [run for run in read("Dockerfile.node").stages["node"].all("RUN") if "serve.txt" in run]
+    assert "--require-hashes -r /tmp/serve.txt" in install
+    pinned = re.findall(
+        r"^([a-z0-9-]+)==", (REPOSITORY / "requirements" / "serve.txt").read_text(), re.MULTILINE
+    )
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = [re.split(r"[^a-z0-9-]", one)[0] for one in project["optional-dependencies"]["tracing"]]
+    assert wanted
+    assert set(wanted) <= set(pinned)
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_last_step_checks_the_image_as_its_user(name: str) -> None:
     last = read(name).last

@@ -53,8 +53,16 @@ def require_tracing(endpoint: str) -> None:
     """Raises ConfigError if traces cannot be sent to ``endpoint``, before anything is started."""
     if not endpoint.startswith(("http://", "https://")) or any(map(str.isspace, endpoint)):
         raise ConfigError(f"{endpoint!r} is no address of a collector, such as http://127.0.0.1:4318")
-    if find_spec("opentelemetry.exporter") is None or find_spec(_EXPORTER) is None:
+    if not _installed(_EXPORTER):
         raise ConfigError("traces need the extra 'tracing': pip install 'xgen-ray[tracing]'")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # Ray brings some of the packages that it would lie in.
+        return False
 
 
 class OTLPTracing:
