@@ -29,6 +29,7 @@ from xgen_ray.placement import (
     PlacementPolicy,
     Plan,
     ProfileRow,
+    Refusal,
     plan,
 )
 from xgen_ray.placement.profiles import profile, threads_for
@@ -236,4 +237,24 @@ def test_the_memory_of_an_apu_is_the_engines_word_until_a_row_says_less() -> Non
     assert apu_plan(ROCM, row).gpu_needs[0].free_bytes == 6 * GIB
     assert apu_plan(VULKAN, facts=dense(32)).warnings == ()
     shrunk = apu_plan(VULKAN, row, facts=dense(32))
-    assert "at most 18.0 GiB (the desktop needs the rest)" in shrunk.warnings[0]
+    assert "at most 18.0 GiB: the desktop needs the rest; without that, " in shrunk.warnings[0]
+
+
+def refused(facts: ModelFacts, free: int, limit: int) -> Refusal:
+    """By an APU with so much free memory, of which a row lets a model have only ``limit``."""
+    snapshot = node(strix_halo(shared=free), on=host(96 * GIB))
+    statuses = [there(VULKAN, device("Vulkan0", "Radeon 8060S Graphics (RADV GFX1151)", free))]
+    row = ProfileRow("memory_bytes", limit, "the desktop needs the rest", integrated=True)
+    policy = PlacementPolicy(profiles=(row, *PROFILES))
+    made = plan(facts, EngineOptions(backend=VULKAN), snapshot, statuses, policy=policy)
+    assert isinstance(made, Refusal)
+    return made
+
+
+def test_who_is_refused_by_a_row_is_told_of_it_and_not_to_free_memory() -> None:
+    by_row = refused(dense(32), 53 * GIB, 9 * GIB)
+    assert "a model may use 9.0 GiB of AMD Radeon Graphics" in by_row.message
+    assert by_row.message.endswith("raise memory_bytes in the configuration's profiles or add a GPU.")
+    by_memory = refused(dense(32), 9 * GIB, 53 * GIB)
+    assert "memory_bytes" not in by_memory.message
+    assert by_memory.message.endswith("unload another model or add a GPU.")

@@ -71,7 +71,9 @@ def at_most(budget: DeviceBudget, limit_bytes: int, reason: str) -> DeviceBudget
         budget,
         free_bytes=limit_bytes,
         shared_bytes=max(0, limit_bytes - own),
-        reason=f"at most {gib(limit_bytes)} ({reason}); {budget.reason}",
+        reason=f"memory_bytes in the configuration's profiles allows a model at most {gib(limit_bytes)}: "
+        f"{reason}; without that, {budget.reason}",
+        limited=True,
     )
 
 

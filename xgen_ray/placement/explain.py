@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from xgen_ray.placement.question import Cause, Weighed
 from xgen_ray.placement.rows import BACKENDS
-from xgen_ray.placement.types import Backend, Engine, EngineOptions
+from xgen_ray.placement.types import Candidate, Engine, EngineOptions
 
 
 def refusal_message(name: str, options: EngineOptions, weighed: Sequence[Weighed]) -> str:
@@ -19,7 +19,7 @@ def refusal_message(name: str, options: EngineOptions, weighed: Sequence[Weighed
         first = short[0]
         also = "".join(f" {item.candidate.backend} {item.short}." for item in short[1:])
         text = f"{name} {first.short} ({first.candidate.backend})."
-        return f"{text}{also} {memory_advice(first.candidate.backend, options)}"
+        return f"{text}{also} {memory_advice(first.candidate, options)}"
     # What is wrong with the request itself is wrong on every backend: say it once.
     common = [
         text for text in tried[0].candidate.reasons if all(text in item.candidate.reasons for item in tried)
@@ -30,9 +30,9 @@ def refusal_message(name: str, options: EngineOptions, weighed: Sequence[Weighed
     return f"{name} cannot be placed on this node: {listed}. {_advice(tried)}"
 
 
-def memory_advice(backend: Backend, options: EngineOptions) -> str:
-    """What to do when memory on ``backend`` is all that is missing."""
-    row = BACKENDS[backend]
+def memory_advice(candidate: Candidate, options: EngineOptions) -> str:
+    """What to do when memory is all that is missing."""
+    row = BACKENDS[candidate.backend]
     steps = []
     if options.context is not None:
         steps.append("lower the context")
@@ -43,7 +43,10 @@ def memory_advice(backend: Backend, options: EngineOptions) -> str:
     if options.gpus:
         steps.append("name other GPUs")
     steps.append("take a smaller quantisation")
-    if row.needs_gpu:
+    if candidate.limited:
+        # Another model's going would not raise it.
+        steps.append("raise memory_bytes in the configuration's profiles or add a GPU")
+    elif row.needs_gpu:
         steps.append("unload another model or add a GPU")
     else:
         steps.append("unload another model or add RAM")

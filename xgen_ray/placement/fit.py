@@ -15,12 +15,13 @@ from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, Footprint
 class Shortage:
     """How much is missing, and that in words: "needs 41.2 GiB for 4 x 8192 tokens; GPU X has 23.6 GiB free".
 
-    ``why`` tells where the smaller number comes from.
+    ``why`` tells where the smaller number comes from; it is ``limited`` when that is an operator's row.
     """
 
     missing_bytes: int
     text: str
     why: str
+    limited: bool = False
 
 
 def needs_of(
@@ -127,4 +128,6 @@ def _short(need: int, free: int, why: str, size: str, item: Budgeted, count: int
     wanted, has = gib_pair(need, free)
     each = "" if count == 1 else f" on each of {count} GPUs"
     name = item.usable.gpu.device_name
-    return Shortage(need - free, f"needs {wanted}{each} for {size}; {name} has {has} free", why)
+    limited = item.budget.limited
+    offered = f"a model may use {has} of {name}" if limited else f"{name} has {has} free"
+    return Shortage(need - free, f"needs {wanted}{each} for {size}; {offered}", why, limited)

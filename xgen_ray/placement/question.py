@@ -7,6 +7,7 @@ from enum import StrEnum
 from xgen_ray.hardware.types import NodeSnapshot, NodeUsage
 from xgen_ray.models.types import ModelFacts, ModelTask
 from xgen_ray.placement.estimates import Observation
+from xgen_ray.placement.fit import Shortage
 from xgen_ray.placement.policy import PlacementPolicy
 from xgen_ray.placement.types import (
     BackendRow,
@@ -82,10 +83,15 @@ def no(
     row: BackendRow,
     cause: Cause,
     reasons: Sequence[str],
-    bill: Footprint | None = None,
-    short: str | None = None,
-    missing_bytes: int | None = None,
     faults: Sequence[Fault] = (),
 ) -> Weighed:
-    candidate = Candidate(row.backend, False, tuple(reasons), bill, missing_bytes, tuple(faults))
-    return Weighed(candidate, cause, short=short)
+    return Weighed(Candidate(row.backend, False, tuple(reasons), faults=tuple(faults)), cause)
+
+
+def too_little(row: BackendRow, short: Shortage, bill: Footprint | None) -> Weighed:
+    """No, for want of memory."""
+    reason = f"{short.text} ({short.why})"
+    candidate = Candidate(
+        row.backend, False, (reason,), bill, missing_bytes=short.missing_bytes, limited=short.limited
+    )
+    return Weighed(candidate, Cause.MEMORY, short=short.text)

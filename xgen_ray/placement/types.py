@@ -190,7 +190,8 @@ class DeviceBudget:
     """Memory that a model may use on one device now. ``gpu`` is None for the host's RAM.
 
     ``shared_bytes`` is the part of ``free_bytes`` that is the host's RAM and so counts there too.
-    ``total_bytes`` is all memory of the device, which vLLM's utilisation is a fraction of.
+    ``total_bytes`` is all memory of the device, which vLLM's utilisation is a fraction of. ``limited`` is one
+    that more free memory would not raise, because an operator's row allows a model no more.
     """
 
     gpu: GPUInfo | None
@@ -198,6 +199,7 @@ class DeviceBudget:
     reason: str
     total_bytes: int | None = None
     shared_bytes: int = 0
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,8 @@ class Candidate:
     """One backend as it was weighed. ``reasons`` explain a no, each with its numbers; ``faults`` are those of
     them that one option is to blame for.
 
-    ``missing_bytes`` is how much memory more would have been enough, when memory is all that is missing.
+    ``missing_bytes`` is how much memory more would have been enough, when memory is all that is missing;
+    ``limited`` when an operator's row is what leaves too little.
     """
 
     backend: Backend
@@ -269,6 +272,7 @@ class Candidate:
     footprint: Footprint | None = None
     missing_bytes: int | None = None
     faults: tuple[Fault, ...] = ()
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def refusal_message(
     text = f"{some}{name} {candidate.reasons[0]} on {where}, with {candidate.backend}."
     if evict:
         return f"{text} It fits once idle models are unloaded: {', '.join(evict)}."
-    return f"{text} {memory_advice(candidate.backend, scale.options)}"
+    return f"{text} {memory_advice(candidate, scale.options)}"
 
 
 def _nearest(verdicts: Sequence[NodeVerdict]) -> tuple[NodeVerdict, Candidate] | None:

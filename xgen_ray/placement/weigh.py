@@ -13,7 +13,7 @@ from xgen_ray.placement.footprint import KV_CACHE, footprint
 from xgen_ray.placement.gpusets import Budgeted, GPUSet, Wish, gpu_sets, named_gpus
 from xgen_ray.placement.options import contradictions, foreign_options
 from xgen_ray.placement.profiles import MEMORY_LIMIT, ProfileRow, is_integrated, profile
-from xgen_ray.placement.question import Cause, Leased, Question, Weighed, no
+from xgen_ray.placement.question import Cause, Leased, Question, Weighed, no, too_little
 from xgen_ray.placement.resolve import Resolution, Rung, context_refusal, ladder, resolve
 from xgen_ray.placement.sizes import MIB, gib
 from xgen_ray.placement.survey import Found
@@ -179,8 +179,7 @@ def _climb(row: BackendRow, question: Question, sets: Sequence[GPUSet], host: De
         chosen = next((item for item in between if isinstance(item, _Fit)), least)
         return _fitting(row, question, host, chosen, full.short)
     if least.short is not None:
-        reasons = [f"{least.short.text} ({least.short.why})"]
-        return no(row, Cause.MEMORY, reasons, least.bill, least.short.text, least.short.missing_bytes)
+        return too_little(row, least.short, least.bill)
     if least.conflict is not None:
         return no(row, Cause.REQUEST, [least.conflict])
     return no(row, Cause.DEVICE, ["no GPU for it"])
