@@ -55,7 +55,7 @@ class Control:
         nodes = Nodes(owners, NodeOwnerActor)
         apps = Apps()
         versions = Versions(__version__, ray.__version__, platform.python_version())
-        fleet = FleetReader(nodes, sources, _policy(settings), versions)
+        fleet = FleetReader(nodes, sources, policy_of(settings), versions)
         app_settings = AppSettings(CONTROL_APP, CONTROL_DEPLOYMENT, settings.cache_dir, settings.drain_s)
         node_types = {
             name: NodeType(name, kind.resources, kind.labels, kind.max_workers)
@@ -123,7 +123,11 @@ class Control:
         await self._control.stop()
 
 
-def _policy(settings: ControlSettings) -> PlacementPolicy:
-    if settings.vllm_rocm_gfx is None:
-        return DEFAULT_POLICY
-    return dataclasses.replace(DEFAULT_POLICY, vllm_rocm_gfx=frozenset(settings.vllm_rocm_gfx))
+def policy_of(settings: ControlSettings) -> PlacementPolicy:
+    """The defaults, with what the operator says instead or first."""
+    gfx = settings.vllm_rocm_gfx
+    return dataclasses.replace(
+        DEFAULT_POLICY,
+        vllm_rocm_gfx=DEFAULT_POLICY.vllm_rocm_gfx if gfx is None else frozenset(gfx),
+        profiles=(*(one.row() for one in settings.profiles), *DEFAULT_POLICY.profiles),
+    )

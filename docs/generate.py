@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from xgen_ray.api import ApiKeys, ControlPlane, create_management_app
 from xgen_ray.api.routes import BY_PATH
+from xgen_ray.placement import ProfileSettings
 from xgen_ray.placement.types import EngineOptions
 from xgen_ray.process.failure_rows import CAUSES, EXIT_CODES, SIGNALS, SIGNALS_BEFORE_LINES, SYMPTOMS
 from xgen_ray.process.types import FailureClass
@@ -24,6 +25,12 @@ from xgen_ray.settings import ControlSettings, RouterSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MADE = "<!-- Made by docs/generate.py; change the code, then run `make docs`. -->"
+PROFILE_ROW = (
+    "An entry of `profiles:`, a row before those of `xgen_ray/placement/profiles.py`. It holds where all "
+    "that it names holds; of several GPUs in use, one is enough. `{option: memory_bytes, value: 19327352832, "
+    "device_apis: [vulkan], gfx: [gfx1151], reason: the desktop needs the rest}` lets each model have at "
+    "most 18 GiB of such an APU through Vulkan, whatever is free; `xgen-ray plan` shows it where it decides."
+)
 
 
 def documents() -> Mapping[Path, str]:
@@ -95,6 +102,7 @@ def failures() -> str:
 def configuration() -> str:
     parts: tuple[tuple[str, str, type[BaseModel]], ...] = (
         ("Control", "`args:` of the application `xgen-control` in a Serve config.", ControlSettings),
+        ("A profile row", PROFILE_ROW, ProfileSettings),
         ("Router", "`args:` of the application `xgen-router`.", RouterSettings),
         ("A model", "An entry of `models:`, and the body of `POST /api/management/load`.", LoadRequest),
         ("Scaling", "`scaling:` of a model.", Scaling),
@@ -118,7 +126,7 @@ def _fields(model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
             default = "none" if field.default_factory is dict else "below the user's home, as XDG says"
         elif field.default is PydanticUndefined:
             default = "required"
-        elif field.default is None or field.default in ((), "") or isinstance(field.default, BaseModel):
+        elif field.default in (None, (), "", frozenset()) or isinstance(field.default, BaseModel):
             default = "none"
         else:
             default = f"`{field.default}`"

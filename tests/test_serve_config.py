@@ -91,6 +91,11 @@ MODELS = "applications[0].args.models"
         ("model: hf:org\n          nodes: [a]", "model: hf:org/name", f"8: {MODELS}[0].model: "),
         ("nam: llama", "name: llama\n          pool: apu", f"14: {MODELS}[1].nam: Extra inputs"),
         ("replicas: 0", "replicas: 1", "18: applications[1].args.replicas: Input should be greater than"),
+        (
+            "profiles: [{option: slots,\n        value: 0, reason: x, integrated: true}]\n      models:",
+            "models:",
+            "8: applications[0].args.profiles[0].value: slots cannot be 0",
+        ),
         ("name: control", "name: xgen-control", "3: applications[0].name: it must be xgen-control"),
         ("host: 0.0.0.0", "host: 127.0.0.1", "6: applications[0].args: api_keys_file is missing"),
         (

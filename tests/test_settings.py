@@ -1,5 +1,6 @@
 """What an operator may set, and what is refused before anything starts."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError
+from xgen_ray.placement import Engine, ProfileRow, ProfileSettings
 from xgen_ray.settings import (
     ControlSettings,
     RouterSettings,
@@ -166,6 +168,79 @@ def test_costs_are_of_devices_that_tags_know() -> None:
     for name, cost in (("h100", 4), ("GFX1151", 1), ("sm_90", 0), ("cpu", -1)):
         with pytest.raises(ValidationError, match=name):
             ControlSettings.model_validate({"node_costs": {name: cost}})
+
+
+def test_the_rows_of_profiles_have_the_fields_of_those_in_the_code() -> None:
+    told = {
+        "option": "memory_bytes",
+        "value": 18 << 30,
+        "reason": "x",
+        "gfx": ["gfx1151"],
+        "engines": ["vllm"],
+    }
+    (row,) = ControlSettings.model_validate({"profiles": [told]}).profiles
+    assert row.row() == ProfileRow(
+        "memory_bytes", 18 << 30, "x", engines=frozenset({Engine.VLLM}), gfx=frozenset({"gfx1151"})
+    )
+    assert [field.name for field in dataclasses.fields(ProfileRow)] == list(ProfileSettings.model_fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"device_apis": ["vulkan"], "gfx": ["gfx1151"], "integrated": True},
+        {"option": "slots", "value": 2, "integrated": True},
+        {"option": "slots", "value": 2, "engines": ["llama-server"]},
+        {"option": "fit", "value": False, "engines": ["llama-server"]},
+        {"option": "enforce_eager", "value": True, "engines": ["vllm"]},
+        {"option": "gpu_layers", "value": 0, "engines": ["llama-server"], "tasks": ["embed"]},
+        {"option": "batch", "value": 512, "engines": ["llama-server", "llama-cpp-python"]},
+    ],
+)
+def test_rows_of_profiles_that_can_hold(fields: dict[str, object]) -> None:
+    ProfileSettings.model_validate({"option": "memory_bytes", "value": 18 << 30, "reason": "x", **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "says"),
+    [
+        ({"memory": 1}, "memory", "Extra inputs"),
+        ({"reason": ""}, "reason", "at least 1 character"),
+        ({"option": "context", "value": 4096}, "option", "'memory_bytes', 'slots'"),
+        ({"engines": ["ollama"]}, "engines", "'llama-server'"),
+        ({"gfx": ["1151"]}, "gfx", "gfx"),
+        ({"value": "18GiB"}, "value", "18 GiB are 19327352832"),
+        ({"value": 18}, "value", "18 GiB are 19327352832"),
+        ({"value": -1}, "value", "it counts bytes"),
+        ({"value": True}, "value", "it counts bytes"),
+        ({"option": "slots", "value": 0, "integrated": True}, "value", "slots cannot be 0"),
+        ({"option": "slots", "value": True, "integrated": True}, "value", "slots cannot be True"),
+        ({"option": "gpu_layers", "value": 12}, "value", "with 0"),
+        ({"option": "gpu_layers", "value": False}, "value", "with 0"),
+        ({"device_apis": ["cpu"]}, "device_apis", "no backend for GPUs has device_apis cpu"),
+        ({"engines": ["vllm"], "device_apis": ["vulkan"]}, "device_apis", "holds nowhere"),
+        ({"engines": ["vllm"], "gpu_types": ["apple_mps"]}, "gpu_types", "holds nowhere"),
+        ({"device_apis": ["cuda"], "gfx": ["gfx1151"]}, "gfx", "device_apis cuda and gfx gfx1151"),
+        (
+            {"option": "slots", "value": 2, "engines": ["llama-cpp-python"], "tasks": ["rerank"]},
+            "tasks",
+            "engines llama-cpp-python and tasks rerank",
+        ),
+        ({"option": "slots", "value": 2}, "option", "llama-cpp-python serves one request at a time"),
+        ({"option": "fit", "value": False, "device_apis": ["rocm"]}, "option", "for vllm-rocm too"),
+    ],
+)
+def test_a_row_of_profiles_that_cannot_hold_is_refused_by_its_field(
+    fields: dict[str, object], where: str, says: str
+) -> None:
+    row = {"option": "memory_bytes", "value": 18 << 30, "reason": "x", **fields}
+    with pytest.raises(ValidationError) as caught:
+        ControlSettings.model_validate({"profiles": [row]})
+    (error,) = caught.value.errors()
+    place = (*error["loc"], *error.get("ctx", {}).get("within", ()))
+    assert place[:3] == ("profiles", 0, where)
+    assert says in error["msg"]
 
 
 def test_node_types_are_told_in_the_words_of_rays_own_configuration() -> None:

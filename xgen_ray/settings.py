@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 from xgen_ray.console import KeyEntry, Role
 from xgen_ray.errors import ConfigError, XgenRayError
 from xgen_ray.models import parse_source
-from xgen_ray.placement import option_faults
+from xgen_ray.placement import ProfileSettings, option_faults
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import LoadRequest
 
@@ -135,6 +135,11 @@ class ControlSettings(Settings):
     )
     vllm_rocm_gfx: tuple[str, ...] | None = Field(
         None, description="The gfx ids that vllm-rocm may run on; by default those of vLLM's documentation."
+    )
+    profiles: tuple[ProfileSettings, ...] = Field(
+        (),
+        description="Options and memory limits by device and engine, before the built-in ones; the first row "
+        "that matches wins, and a model's own options before all.",
     )
     node_costs: Mapping[DeviceName, PositiveFloat] = Field(
         default_factory=dict,

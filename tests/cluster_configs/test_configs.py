@@ -74,6 +74,13 @@ def test_our_own_check_takes_it_too(name: str) -> None:
     assert read_serve_config(CONFIGS / name, ServeDeploySchema).control is not None
 
 
+@pytest.mark.parametrize("name", ["static-fleet.yaml", "mixed-fleet.yaml"])
+def test_the_rows_of_profiles_that_a_comment_shows_are_taken(name: str) -> None:
+    (shown,) = re.findall(r"^ +# (profiles:\n(?: +#   - .*\n)+)", (CONFIGS / name).read_text(), re.MULTILINE)
+    rows = yaml.safe_load(re.sub(r"^ +#", "", shown, flags=re.MULTILINE))
+    assert ControlSettings.model_validate(rows).profiles
+
+
 @pytest.mark.parametrize("name", SERVE)
 def test_what_others_can_reach_asks_for_keys(name: str) -> None:
     content = read(name)

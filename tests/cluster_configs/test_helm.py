@@ -31,6 +31,7 @@ UNLIKE: Object = {
     "routers": 3,
     "models": [{"model": "hf:org/name", "name": "llama", "scaling": {"min_replicas": 0}}],
     "nodeCosts": {"sm_90": 4},
+    "profiles": [{"option": "memory_bytes", "value": 48 << 30, "gfx": ["gfx1151"], "reason": "others"}],
     "groups": {
         "amd": None,
         "eight-cards": {
@@ -118,6 +119,7 @@ def test_what_the_values_say_is_said_everywhere() -> None:
     assert control["base_url"] == "http://xgen-ray.serving:8000"
     assert [model["name"] for model in control["models"]] == ["llama"]
     assert control["node_costs"] == {"sm_90": 4}
+    assert [row["value"] for row in control["profiles"]] == [48 << 30]
     assert settings["xgen-router"].model_dump()["replicas"] == 3
 
     cluster = service["spec"]["rayClusterConfig"]
@@ -170,6 +172,7 @@ def test_every_group_is_what_its_values_say_and_control_is_told_the_same() -> No
         ({"groups": {"nvidia": {"gpus": 0}}}, "gpus"),
         ({"groups": {"cpu": {"gpus": 1}}}, "gpus"),
         ({"groups": {"more": {"image": "cpu"}}}, "required"),
+        ({"profiles": [{"option": "slots"}]}, "reason"),
         ({"storage": {"models": {"sise": "1Gi"}}}, "sise"),
     ],
 )

@@ -14,6 +14,7 @@ from xgen_ray.placement.claims import (
     threads_of,
     with_outstanding,
 )
+from xgen_ray.placement.configured import ProfileSettings
 from xgen_ray.placement.estimates import Observation, model_key, observe
 from xgen_ray.placement.exclusions import Exclusion, node_kind
 from xgen_ray.placement.fleet import plan_fleet
@@ -83,6 +84,7 @@ __all__ = [
     "Plan",
     "ProfileNote",
     "ProfileRow",
+    "ProfileSettings",
     "Refusal",
     "ResolvedOptions",
     "Score",

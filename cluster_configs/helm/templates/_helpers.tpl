@@ -20,6 +20,7 @@
 {{- $control := (index $config.applications 0).args }}
 {{- $_ := set $control "base_url" (printf "http://xgen-ray.%s:8000" $root.Release.Namespace) }}
 {{- $_ := set $control "models" $root.Values.models }}
+{{- with $root.Values.profiles }}{{ $_ := set $control "profiles" . }}{{ end }}
 {{- with $root.Values.nodeCosts }}{{ $_ := set $control "node_costs" . }}{{ end }}
 {{- $_ := set (index $config.applications 1).args "replicas" $root.Values.routers }}
 {{- $kinds := dict }}
