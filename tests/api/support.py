@@ -429,6 +429,7 @@ class InMemoryControl:
     models: dict[str, ModelStatus] = field(default_factory=dict)
     requests: list[LoadRequest] = field(default_factory=list)
     lines: dict[str, list[str]] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)
     excluded: dict[str, set[Backend]] = field(default_factory=dict)
     finish_loading: asyncio.Event = field(default_factory=asyncio.Event)
     load_waits: asyncio.Event = field(default_factory=asyncio.Event)
@@ -457,6 +458,7 @@ class InMemoryControl:
         self.models.clear()
         self.requests.clear()
         self.lines.clear()
+        self.engines.clear()
         self.excluded.clear()
         self.fail_with = self.unreachable = self.broken = None
         self.happened.clear()
@@ -510,11 +512,17 @@ class InMemoryControl:
     async def status(self) -> StatusReport:
         return StatusReport(models=tuple(self.models.values()), version="0.1.0")
 
-    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+    async def logs(
+        self, name: str, *, after: int, limit: int, replica_id: str | None, of: str | None
+    ) -> LogPage:
         self._known(name)
         self.asked_for_logs.set()
-        lines = self.lines.get(name, [])[after : after + limit]
-        return LogPage(model=name, replica_id=replica_id, lines=tuple(lines), next=after + len(lines))
+        engine = replica_id or self.engines.get(name)
+        held = self.lines.get(name, [])
+        # Beyond the end of a log there is nothing, and the reader is put at its end.
+        start = min(after if of in (None, engine) else 0, len(held))
+        lines = tuple(held[start : start + limit])
+        return LogPage(model=name, replica_id=engine, lines=lines, next=start + len(lines))
 
     async def plan(self, request: LoadRequest) -> PlanReport:
         fits = "too-big" not in request.model

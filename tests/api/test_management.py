@@ -246,6 +246,45 @@ async def test_logs_can_be_followed_until_the_model_is_gone(managed: Managed) ->
     assert json.loads(rest[1].removeprefix("data: "))["error"]["code"] == "model_not_found"
 
 
+@pytest.mark.parametrize("count", [1, 5], ids=["fewer lines than before", "more lines than before"])
+async def test_an_engine_that_was_started_again_is_followed_from_its_first_line(
+    managed: Managed, count: int
+) -> None:
+    await managed.client.post("/load?wait=false", json={"model": "tiny"})
+    control = managed.control
+    control.engines["tiny"], control.lines["tiny"] = "r1", ["one", "two", "three"]
+    asked = {"model": "tiny", "follow": "true"}
+    async with asyncio.timeout(5), managed.client.stream("GET", "/logs", params=asked) as reply:
+        events = reply.aiter_lines()
+        seen = await lines_of(events, 3)
+        control.engines["tiny"], control.lines["tiny"] = "r2", [f"again {n}" for n in range(count)]
+        seen += await lines_of(events, count)
+        control.lines["tiny"].append("the last")
+        seen += await lines_of(events, 1)
+    first = [("r1", "one"), ("r1", "two"), ("r1", "three")]
+    assert seen == [*first, *(("r2", f"again {n}") for n in range(count)), ("r2", "the last")]
+
+
+async def test_a_place_in_the_log_of_an_engine_that_is_gone_is_the_start_of_another(managed: Managed) -> None:
+    await managed.client.post("/load?wait=false", json={"model": "tiny"})
+    managed.control.engines["tiny"], managed.control.lines["tiny"] = "r2", ["one", "two"]
+    asked = {"model": "tiny", "after": "1"}
+    for of, lines in (("r1", ["one", "two"]), ("r2", ["two"])):
+        page = (await managed.client.get("/logs", params={**asked, "of": of})).json()
+        assert (page["replica_id"], page["lines"]) == ("r2", lines)
+
+
+async def lines_of(events: AsyncIterator[str], count: int) -> list[tuple[str, str]]:
+    """The next lines that are told, so many or some more, each with its replica."""
+    seen: list[tuple[str, str]] = []
+    while len(seen) < count:
+        line = await anext(events)
+        if line.startswith("data: "):
+            page = json.loads(line.removeprefix("data: "))
+            seen += [(page["replica_id"], text) for text in page["lines"]]
+    return seen
+
+
 async def asked_again(control: InMemoryControl) -> bool:
     control.asked_for_logs.clear()
     try:

@@ -219,7 +219,9 @@ class Desk:
             models=tuple(self._status_of(name) for name in sorted(self._state.models)), version=__version__
         )
 
-    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+    async def logs(
+        self, name: str, *, after: int, limit: int, replica_id: str | None, of: str | None
+    ) -> LogPage:
         self._status_of(name)
         lines = tuple(self.lines[after : after + limit])
         return LogPage(model=name, replica_id="r1", lines=lines, next=after + len(lines))

@@ -246,11 +246,16 @@ class Fleet:
         # What is on the first node at each look, from now on.
         self.leaving: list[tuple[str, ...]] = []
         self.drained_away: tuple[str, ...] = ()
-        self.log_lines: list[str] = [f"line {number}" for number in range(5)]
+        # The replica's id and its lines, both at once: they are read in another thread.
+        self.engine: tuple[str, list[str]] = ("r1", [f"line {number}" for number in range(5)])
         self.chats: list[dict[str, Any]] = []
         self.client_left = threading.Event()
         # How often control is not there when the models' states are asked for, from now on.
         self.absences = 0
+
+    @property
+    def log_lines(self) -> list[str]:
+        return self.engine[1]
 
     async def load(self, request: LoadRequest, *, wait: bool) -> ModelStatus:
         assert not wait, "the command line polls, so that it can show how far a load is"
@@ -302,12 +307,17 @@ class Fleet:
                 self.models[model.name] = following
         return report
 
-    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+    async def logs(
+        self, name: str, *, after: int, limit: int, replica_id: str | None, of: str | None
+    ) -> LogPage:
         self._known(name)
-        if replica_id not in (None, "r1"):
-            raise ModelNotFound(f"{name} has no running replica {replica_id!r}; running: r1")
-        lines = tuple(self.log_lines[after : after + limit])
-        return LogPage(model=name, replica_id="r1", lines=lines, next=after + len(lines))
+        engine, held = self.engine
+        if replica_id not in (None, engine):
+            raise ModelNotFound(f"{name} has no running replica {replica_id!r}; running: {engine}")
+        # Beyond the end of a log there is nothing, and the reader is put at its end.
+        start = min(after if of in (None, engine) else 0, len(held))
+        lines = tuple(held[start : start + limit])
+        return LogPage(model=name, replica_id=engine, lines=lines, next=start + len(lines))
 
     async def plan(self, request: LoadRequest) -> PlanReport:
         self.requests.append(request)

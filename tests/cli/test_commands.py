@@ -399,7 +399,7 @@ def test_lift_of_what_was_never_excluded_is_the_callers_fault(call: Call, fleet:
 
 def test_logs_prints_all_or_the_last(call: Call, fleet: Fleet) -> None:
     fleet.models["small"] = ready("small")
-    fleet.log_lines = [f"line {number}" for number in range(2500)]
+    fleet.engine = ("r1", [f"line {number}" for number in range(2500)])
     assert call("logs", "small").stdout.splitlines() == fleet.log_lines
     assert call("logs", "small", "-n", "2").stdout.splitlines() == ["line 2498", "line 2499"]
     assert call("logs", "small", "-n", "0").stdout == ""

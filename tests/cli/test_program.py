@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.cli.conftest import program_command
 from tests.cli.fleet import Fleet, ready
 from tests.cli.terminal import terminal
@@ -95,3 +97,25 @@ def test_logs_follow_until_the_reader_has_seen_enough(
         fleet.log_lines.append("for nobody")
         assert process.stderr.read() == ""
         assert process.wait(20) == ExitCode.FAILED
+
+
+@pytest.mark.parametrize("count", [3, 8], ids=["fewer lines than before", "more lines than before"])
+def test_logs_follow_an_engine_that_was_started_again_from_its_first_line(
+    fleet: Fleet, child_environment: dict[str, str], count: int
+) -> None:
+    fleet.models["small"] = ready("small")
+    with running(["logs", "small", "-f", "--json"], child_environment) as process:
+        seen = [_next_line(process) for _ in range(5)]
+        fleet.engine = ("r2", [f"again {number}" for number in range(count)])
+        seen += [_next_line(process) for _ in range(count)]
+        fleet.log_lines.append("the last")
+        seen.append(_next_line(process))
+    first = [("r1", f"line {number}") for number in range(5)]
+    then = [("r2", f"again {number}") for number in range(count)]
+    assert seen == [*first, *then, ("r2", "the last")]
+
+
+def _next_line(process: subprocess.Popen[str]) -> tuple[str, str]:
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    return told["replica_id"], told["line"]

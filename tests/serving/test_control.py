@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from ray.serve import Application
 
-from tests.serving.builders import request
+from tests.serving.builders import failure, replica, request
 from tests.serving.machine_builders import Control as Judgement
 from tests.serving.test_declaring import APP, record
 from xgen_ray.errors import ModelNotFound
+from xgen_ray.process.logs import excerpt
 from xgen_ray.schema import Phase
 from xgen_ray.serving import hands
 from xgen_ray.serving.apps import Apps, AppsSeen
@@ -23,6 +24,7 @@ from xgen_ray.serving.control import PROMPT_ANSWER_S, Control
 from xgen_ray.serving.effects import Look
 from xgen_ray.serving.events import Event, WakeAsked
 from xgen_ray.serving.hands import AppSettings, Hands
+from xgen_ray.serving.log_pages import Answer, where_to_start
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings
 from xgen_ray.serving.nodes import Nodes
@@ -40,6 +42,22 @@ class Running(Apps):
 
     async def look(self) -> AppsSeen:
         return AppsSeen(dict.fromkeys(self._names, ServeState.RUNNING), {}, {})
+
+
+class Speaking(Running):
+    """One replica each, with these lines; an app that has none is between two."""
+
+    def __init__(self, replicas: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+        super().__init__(*replicas)
+        self.replicas = dict(replicas)
+
+    async def logs(
+        self, app: str, after: int, limit: int, of: str | None, *, patience_s: float = 0.0
+    ) -> list[Answer]:
+        if app not in self.replicas:
+            return []
+        replica_id, lines = self.replicas[app]
+        return [(replica_id, *excerpt(lines, len(lines), where_to_start(replica_id, after, of), limit))]
 
 
 class AnyModel(FleetReader):
@@ -174,3 +192,43 @@ async def test_an_owner_that_hangs_takes_nobody_elses_lease(monkeypatch: pytest.
     others = replace(app, name="other", node_id="n2")
     await asyncio.wait_for(Waiting(lambda event: None, owners).renew([app, others]), 10)
     assert owners.renewed == [("n2", frozenset({"other"}))]
+
+
+async def test_a_log_is_followed_to_the_successor_of_its_replica(tmp_path: Path) -> None:
+    """Also while another replica of the model has more to say."""
+    registry = Registry(tmp_path / "models.db")
+    asked = request(replicas=2)
+    known = record(None, request=asked)
+    other = replace(known.apps[0], name=f"{APP}-other", node_id="n2")
+    registry.remember(replace(known, apps=(*known.apps, other)))
+    registry.close()
+    apps = Speaking({APP: ("r5", ("one", "two")), other.name: ("r1", ("another's",))})
+    control = Control(LoopSettings(tmp_path, ()), "http://box", apps, AnyModel(), Waiting)
+    await control.start()
+
+    async def told(
+        after: int = 0, of: str | None = None, replica_id: str | None = None
+    ) -> tuple[str | None, tuple[str, ...], int]:
+        page = await control.logs("small", after=after, limit=9, replica_id=replica_id, of=of)
+        return page.replica_id, page.lines, page.next
+
+    for app, (replica_id, _) in apps.replicas.items():
+        await control.hear_replica(app, replica(replica_id), None, ())
+    # To ask again for what is there changes nothing, and is answered once all before it is heard.
+    await control.load(asked, wait=False)
+    assert await told() == ("r1", ("another's",), 1)
+    assert await told(1, "r5") == ("r5", ("two",), 2)
+    assert await told(1, "r1", "r5") == ("r5", ("one", "two"), 2)
+    del apps.replicas[APP]
+    assert await told(2, "r5") == ("r5", (), 2), "nobody knows yet that it is gone"
+    death = failure(at=time.time()).model_copy(update={"log_tail": ("two", "three"), "log_end": 3})
+    await control.hear_replica(APP, replica("r5", "failed", since=time.time()), death, ())
+    await control.load(asked, wait=False)
+    assert await told(2, "r5", "r5") == ("r5", ("three",), 3)
+    assert await told(2, "r5") == ("r5", ("three",), 3)
+    assert await told(3, "r5") == ("r5", (), 3), "its successor is on its way"
+    with pytest.raises(ModelNotFound, match="no running replica 'r5'; running: r1"):
+        await told(3, "r5", "r5")
+    apps.replicas[APP] = ("r6", ("again",))
+    assert await told(3, "r5") == ("r6", ("again",), 1)
+    await control.stop()

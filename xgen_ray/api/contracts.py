@@ -93,8 +93,13 @@ class ControlPlane(Protocol):
 
     async def status(self) -> StatusReport: ...
 
-    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
-        """At most ``limit`` lines that follow line ``after``. Raises ModelNotFound."""
+    async def logs(
+        self, name: str, *, after: int, limit: int, replica_id: str | None, of: str | None
+    ) -> LogPage:
+        """At most ``limit`` lines that follow line ``after`` of the replica ``of``, while it lives; after
+        that, what it printed last, and then the log of another from its start. ``of`` None: of whichever is
+        there. Raises ModelNotFound.
+        """
 
     async def plan(self, request: LoadRequest) -> PlanReport:
         """What ``load`` would do. A refusal is an answer with ``accepted`` false, not an error."""

@@ -149,11 +149,18 @@ def _add_questions(router: APIRouter, control: ControlPlane, follow_interval_s: 
         after: Annotated[int, Query(ge=0, description="Lines up to this one are known already.")] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 200,
         replica: Annotated[str | None, Query(max_length=256, description="One replica only.")] = None,
+        of: Annotated[
+            str | None,
+            Query(
+                max_length=256,
+                description="Whose lines ``after`` counts; another's log is read from its start.",
+            ),
+        ] = None,
         follow: Annotated[
             bool, Query(description="Server-sent events, a LogPage each, until the client leaves.")
         ] = False,
     ) -> Any:
-        page = await control.logs(model, after=after, limit=limit, replica_id=replica)
+        page = await control.logs(model, after=after, limit=limit, replica_id=replica, of=of)
         if not follow:
             return page
         events = _follow(control, page, limit, replica, follow_interval_s)
@@ -244,7 +251,9 @@ async def _follow(
         if len(page.lines) < limit:
             await asyncio.sleep(interval_s)
         try:
-            page = await control.logs(page.model, after=page.next, limit=limit, replica_id=replica)
+            page = await control.logs(
+                page.model, after=page.next, limit=limit, replica_id=replica, of=page.replica_id
+            )
         except XgenRayError as error:
             yield b"event: error\ndata: " + reply_for(error).encode(with_details=True) + b"\n\n"
             return

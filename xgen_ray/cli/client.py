@@ -139,10 +139,15 @@ class Server:
             self._checked(response, ours=True)
             raise self._stranger(response)
 
-    def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+    def logs(
+        self, name: str, *, after: int, limit: int, replica_id: str | None, of: str | None = None
+    ) -> LogPage:
+        """Return lines from number ``after`` of the replica ``of`` on, or another's when that one is gone."""
         query = {"model": name, "after": str(after), "limit": str(limit)}
         if replica_id is not None:
             query["replica"] = replica_id
+        if of is not None:
+            query["of"] = of
         return self._management("GET", "logs", LogPage, query=query)
 
     def model_names(self) -> list[str]:

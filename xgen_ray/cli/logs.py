@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +14,9 @@ from xgen_ray.schema import LogPage
 
 _PAGE = 1000
 _POLL_S = 0.5
+
+# Whose it is, and what it says.
+_Line = tuple[str | None, str]
 
 
 def logs(
@@ -40,32 +45,33 @@ def logs(
       xgen-ray logs small -f -n 20
     """
     with Server(url, api_key) as server:
-        seen, after = _everything(server, name, replica)
+        read = partial(server.logs, name, limit=_PAGE, replica_id=replica)
+        seen, page = _everything(read)
         for line in seen if lines is None else seen[max(0, len(seen) - lines) :]:
             _write(line, as_json=as_json)
         while follow:
-            page = server.logs(name, after=after, limit=_PAGE, replica_id=replica)
-            for text in page.lines:
-                _write((page.replica_id, text), as_json=as_json)
-            # A number that goes back is a new engine's log: it is read from its start.
-            after = page.next
+            page = read(after=page.next, of=page.replica_id)
+            for line in _lines(page):
+                _write(line, as_json=as_json)
             if not page.lines:
                 time.sleep(_POLL_S)
 
 
-def _everything(server: Server, name: str, replica: str | None) -> tuple[list[tuple[str | None, str]], int]:
-    """Return all lines that the server holds, and the number to go on from."""
-    seen: list[tuple[str | None, str]] = []
-    after = 0
-    while True:
-        page: LogPage = server.logs(name, after=after, limit=_PAGE, replica_id=replica)
-        seen += [(page.replica_id, line) for line in page.lines]
-        if not page.lines or page.next <= after:
-            return seen, page.next
-        after = page.next
+def _everything(read: Callable[..., LogPage]) -> tuple[list[_Line], LogPage]:
+    """Return all lines that the server holds, and the page to go on from."""
+    page = read(after=0)
+    seen = _lines(page)
+    while page.lines:
+        page = read(after=page.next, of=page.replica_id)
+        seen += _lines(page)
+    return seen, page
 
 
-def _write(line: tuple[str | None, str], *, as_json: bool) -> None:
+def _lines(page: LogPage) -> list[_Line]:
+    return [(page.replica_id, line) for line in page.lines]
+
+
+def _write(line: _Line, *, as_json: bool) -> None:
     replica_id, text = line
     if as_json:
         output.print_json({"replica_id": replica_id, "line": text}, compact=True)

@@ -72,18 +72,11 @@ class LogRing:
     def read(self, after: int = 0, limit: int = 1000) -> tuple[tuple[str, ...], int]:
         """Up to ``limit`` lines from number ``after`` on, and the number to ask for next.
 
-        Lines that are no longer held are told by one extra line in their place. An ``after`` from
-        another, longer log gives nothing and puts the reader at the end.
+        See ``excerpt``.
         """
         with self._lock:
-            first = self._total - len(self._lines)
-            start = min(max(after, first), self._total)
-            end = min(start + max(limit, 0), self._total)
-            held = tuple(self._lines)[start - first : end - first]
-        missed = first - max(after, 0)
-        if missed > 0 and held:
-            return (f"... {missed} lines dropped", *held), end
-        return held, end
+            held, total = tuple(self._lines), self._total
+        return excerpt(held, total, after, limit)
 
     def tail(self, count: int = 40) -> tuple[str, ...]:
         """The last ``count`` lines."""
@@ -100,6 +93,23 @@ class LogRing:
                 if text.endswith(secret[:length]):
                     return text[:-length]
         return text
+
+
+def excerpt(held: Sequence[str], total: int, after: int, limit: int) -> tuple[tuple[str, ...], int]:
+    """Up to ``limit`` lines from number ``after`` on, and the number to ask for next, of a log of ``total``
+    lines of which the last are ``held``.
+
+    Lines that are no longer held are told by one extra line in their place. An ``after`` beyond the end
+    gives nothing and puts the reader at the end: who may have read another log must say so.
+    """
+    first = total - len(held)
+    start = min(max(after, first), total)
+    end = min(start + max(limit, 0), total)
+    lines = tuple(held[start - first : end - first])
+    missed = first - max(after, 0)
+    if missed > 0 and lines:
+        return (f"... {missed} lines dropped", *lines), end
+    return lines, end
 
 
 def _clean(line: str) -> str:

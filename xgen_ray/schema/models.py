@@ -35,16 +35,20 @@ class Progress(Wire):
 
 
 class FailureReport(Wire):
-    """A death in plain words. ``backend`` and ``node`` say which engine's; ``at`` is Unix seconds."""
+    """A death in plain words. ``backend``, ``node`` and ``replica_id`` say which engine's; ``at`` is Unix
+    seconds. ``log_end`` is how many lines the engine has printed, of which ``log_tail`` are the last.
+    """
 
     failure: str
     message: str
     backend: Backend | None = None
     node: str | None = None
+    replica_id: str | None = None
     advice: str | None = None
     exit_code: int | None = None
     evidence: str | None = None
     log_tail: tuple[str, ...] = ()
+    log_end: int | None = None
     at: float
 
 
@@ -130,7 +134,9 @@ class StatusReport(Wire):
 
 
 class LogPage(Wire):
-    """Lines of an engine's output. Ask again with ``after=next`` to follow."""
+    """Lines of an engine's output. To follow, ask again with ``after=next`` and ``of=replica_id``: another
+    engine's log, of one that was started in its place, is then read from its start.
+    """
 
     model: str
     replica_id: str | None

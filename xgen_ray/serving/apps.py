@@ -16,6 +16,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ServeStatus
 
+from xgen_ray.serving.log_pages import Answer
 from xgen_ray.serving.replica import AppSpec
 from xgen_ray.serving.state import Replica, ServeState
 from xgen_ray.serving.turn import APP_PREFIX
@@ -98,15 +99,16 @@ class Apps:
         )
 
     async def logs(
-        self, app: str, after: int, limit: int, *, patience_s: float = 0.0
-    ) -> list[tuple[str, tuple[str, ...], int]]:
-        """Each replica's lines, by replica id; those that answered in time.
+        self, app: str, after: int, limit: int, of: str | None, *, patience_s: float = 0.0
+    ) -> list[Answer]:
+        """Each replica's lines, for one who has read the log of ``of`` up to ``after``; of those that
+        answered in time.
 
         A handle learns of a new replica a moment after control does: ``patience_s`` bounds the wait for it.
         """
         until = time.monotonic() + patience_s
         while True:
-            answers = await self._ask(app, "logs", after, limit)
+            answers = await self._ask(app, "logs", after, limit, of)
             if answers or time.monotonic() >= until:
                 return answers
             await asyncio.sleep(ASK_AGAIN_S)

@@ -54,6 +54,7 @@ from xgen_ray.serving.fleet_reports import (
 )
 from xgen_ray.serving.hands import Hands
 from xgen_ray.serving.history import History
+from xgen_ray.serving.log_pages import home_of, next_page, page_of_one
 from xgen_ray.serving.looks import FleetReader
 from xgen_ray.serving.loop import ControlLoop, LoopSettings
 from xgen_ray.serving.memory_history import MemoryHistory
@@ -153,26 +154,26 @@ class Control:
         models = sorted(self._loop.state.models.values(), key=lambda model: model.name)
         return StatusReport(models=tuple(self._status_of(model) for model in models), version=__version__)
 
-    async def logs(self, name: str, *, after: int, limit: int, replica_id: str | None) -> LogPage:
+    async def logs(
+        self, name: str, *, after: int, limit: int, replica_id: str | None, of: str | None
+    ) -> LogPage:
         """The engine's lines; of a model whose engine is dead, the last lines it printed."""
         model = self._model(name)
-        patience_s = LOGS_PATIENCE_S if model.phase is Phase.READY else 0.0
-        running = [app.name for app in model.live if app.phase is not AppPhase.PREPARING]
+        home = home_of(model, replica_id or of)
+        asked = [app for app in model.live if app.phase is not AppPhase.PREPARING] if home is None else [home]
+        there = model.ready if home is None else home.ready
+        patience_s = LOGS_PATIENCE_S if model.phase is Phase.READY and there else 0.0
         pages = await asyncio.gather(
-            *(self._apps.logs(app, after, limit, patience_s=patience_s) for app in running)
+            *(self._apps.logs(app.name, after, limit, of, patience_s=patience_s) for app in asked)
         )
         answers = [answer for page in pages for answer in page]
-        if replica_id is not None:
-            answers = [answer for answer in answers if answer[0] == replica_id]
-            if not answers:
-                known = ", ".join(sorted(key for app in model.live for key in app.replicas)) or "none"
-                raise ModelNotFound(f"{name} has no running replica {replica_id!r}; running: {known}")
-        if answers:
-            found, lines, position = min(answers)
-            return LogPage(model=name, replica_id=found, lines=lines, next=position)
-        tail = model.failures[0].log_tail if model.failures else ()
-        shown = tail[after : after + limit]
-        return LogPage(model=name, replica_id=None, lines=shown, next=after + len(shown))
+        if replica_id is None:
+            return next_page(model, answers, after=after, limit=limit, of=of)
+        found = page_of_one(model, replica_id, answers, after=after, limit=limit, of=of)
+        if found is None:
+            known = ", ".join(sorted(key for app in model.live for key in app.replicas)) or "none"
+            raise ModelNotFound(f"{name} has no running replica {replica_id!r}; running: {known}")
+        return found
 
     async def plan(self, request: LoadRequest) -> PlanReport:
         """What a load would do. Fetches no weights. Raises UnknownOption for what the engine cannot do."""

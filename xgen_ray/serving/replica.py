@@ -17,6 +17,7 @@ from xgen_ray.errors import NotReady, XgenRayError
 from xgen_ray.placement import RAM, Observation, observe
 from xgen_ray.schema import FailureReport, Progress, ReplicaStatus
 from xgen_ray.serving.leases import Lease, NoLease
+from xgen_ray.serving.log_pages import Answer, where_to_start
 from xgen_ray.serving.metrics.rows import Sample
 from xgen_ray.serving.metrics.samples import engine_samples
 from xgen_ray.serving.node_state import Settled
@@ -101,11 +102,12 @@ class EngineReplica:
             address.key if address is not None else None,
         )
 
-    async def logs(self, after: int, limit: int) -> tuple[str, tuple[str, ...], int]:
-        """The engine's own lines: (replica id, lines, where to go on)."""
+    async def logs(self, after: int, limit: int, of: str | None) -> Answer:
+        """The engine's own lines, for one who has read the log of the replica ``of`` up to ``after``."""
         if self._adapter is None:
-            return self._replica_id, (), after
-        lines, position = self._adapter.logs().read(after, limit)
+            return self._replica_id, (), 0
+        start = where_to_start(self._replica_id, after, of)
+        lines, position = self._adapter.logs().read(start, limit)
         return self._replica_id, lines, position
 
     async def samples(self) -> tuple[Sample, ...]:
@@ -221,6 +223,8 @@ class EngineReplica:
 
     async def _give_up(self, report: FailureReport) -> None:
         self._state, self._address = "failed", None
+        if self._adapter is not None:
+            report = report.model_copy(update={"log_end": self._adapter.logs().total})
         await self._report(await self.describe(), report)
         if self._adapter is not None:
             await self._adapter.__aexit__(None, None, None)

@@ -50,7 +50,8 @@ def hear_replica(turn: Turn, event: ReplicaReported) -> None:
     app = _with_phase(replace(app, replicas=replicas, progress=status.progress))
     model = turn.put_app(model, app)
     if event.failure is not None:
-        _hear_death(turn, model, app, event.failure)
+        failure = event.failure.model_copy(update={"replica_id": status.replica_id})
+        _hear_death(turn, model, app, failure)
     elif model.phase not in (Phase.UNLOADING, Phase.FAILED):
         settle(turn, model, status.since)
 
