@@ -7,10 +7,13 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -630,6 +633,69 @@ def test_logs_are_followed_until_the_model_is_gone(stack: Stack, models: Path) -
         ending = list(lines)
     assert "event: error" in ending
     assert "talker" in ending[ending.index("event: error") + 1]
+
+
+def test_a_log_is_followed_from_an_engine_that_was_killed_to_its_successors_first_line(
+    stack: Stack, models: Path, tmp_path: Path
+) -> None:
+    """Also by one who was asleep all that time, and has seen more lines than the successor has printed."""
+    loaded = stack.load(models / TINY, name="mortal", options=TINY_OPTIONS)
+    assert loaded.status_code == 200, loaded.text
+    (first,) = loaded.json()["replicas"]
+    # Lines for the successor to be behind with.
+    assert complete(stack, "mortal").status_code == 200
+    address = f"{stack.url}/api/management/logs?model=mortal&follow=true&limit=10000"
+    written = tmp_path / "followed.jsonl"
+    with (
+        httpx.stream("GET", address, timeout=SOON_S, trust_env=False) as answer,
+        following(stack, "mortal", written) as sleeper,
+    ):
+        lines = answer.iter_lines()
+        pages = [next_page(lines)]
+        wait_until(lambda: len(followed(written)) >= len(pages[0]["lines"]), SOON_S, "its lines followed")
+        sleeper.send_signal(signal.SIGSTOP)
+        os.kill(first["pid"], signal.SIGKILL)
+        there = wait_until(lambda: successors_log(stack, "mortal", first), SOON_S, "its successor ready")
+        sleeper.send_signal(signal.SIGCONT)
+        until = time.monotonic() + SOON_S
+        while pages[-1]["replica_id"] != there["replica_id"] or pages[-1]["next"] < there["next"]:
+            assert time.monotonic() < until, pages[-1]
+            pages.append(next_page(lines))
+        streamed = [(page["replica_id"], line) for page in pages for line in page["lines"]]
+        expected = [line for line in streamed if line[0] == first["replica_id"]]
+        assert len(expected) == max(
+            page["next"] for page in pages if page["replica_id"] == first["replica_id"]
+        )
+        expected += [(there["replica_id"], line) for line in there["lines"]]
+        assert streamed[: len(expected)] == expected
+        wait_until(lambda: followed(written)[: len(expected)] == expected, SOON_S, "each line followed once")
+    unload(stack, "mortal")
+
+
+@contextmanager
+def following(stack: Stack, name: str, written: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """``logs -f`` under way, writing its lines into a file."""
+    command = [sys.executable, "-m", "xgen_ray", "logs", name, "-f", "--json", "--url", stack.url]
+    with written.open("wb") as lines, subprocess.Popen(command, stdout=lines) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def followed(written: Path) -> list[tuple[str, str]]:
+    """The lines that are there whole, each with its replica."""
+    whole = written.read_bytes().rpartition(b"\n")[0].splitlines()
+    return [(told["replica_id"], told["line"]) for told in map(json.loads, whole)]
+
+
+def successors_log(stack: Stack, name: str, gone: dict[str, Any]) -> dict[str, Any] | None:
+    """All that the engine in place of the one that is gone has printed, once it is ready."""
+    replicas = (stack.status(name) or {}).get("replicas") or ()
+    if not any(one["replica_id"] != gone["replica_id"] and one["state"] == "ready" for one in replicas):
+        return None
+    log: dict[str, Any] = stack.management("GET", f"logs?model={name}&limit=10000").json()
+    return log if log["replica_id"] != gone["replica_id"] else None
 
 
 def next_page(lines: Iterator[str]) -> dict[str, Any]:
