@@ -20,7 +20,8 @@ def engine(name: str, slots: int = 4) -> RoutedEngine:
 
 def route(name: str, phase: Phase, *engines: RoutedEngine) -> Route:
     model = ServedModel(name, 1, "generate", phase is Phase.READY, "llama-server-cpu", 2048)
-    return Route(model, phase, "out of memory" if phase is Phase.FAILED else "", engines)
+    reason = "out of memory" if phase is Phase.FAILED else ""
+    return Route(model, phase, reason, engines, wakes=phase is Phase.SLEEPING)
 
 
 def table(version: int = 1, **phases: Phase) -> RoutingTable:
@@ -233,6 +234,19 @@ async def test_a_pool_that_sleeps_beside_one_that_serves_is_woken_by_its_name() 
     with pytest.raises(NotReady):
         await router.choose("a", deadline_s=0.01, avoid=frozenset(), hints=hints)
     assert await asyncio.wait_for(told, 5) == {"a@cpus"}
+
+
+async def test_what_sleeps_is_told_of_beside_a_pool_that_waits_for_its_node() -> None:
+    waits = route("a", Phase.RESOLVING)
+    router = dispatcher(RoutingTable("life", 1, {"a": waits}))
+    waiting = asyncio.create_task(choose(router, wait=5))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await router.woken()
+    router.apply(RoutingTable("life", 2, {"a": replace(waits, wakes=True)}))
+    assert await asyncio.wait_for(router.woken(), 5) == {"a"}, "also by a request that waited before"
+    router.apply(table(3, a=Phase.READY))
+    assert (await waiting).replica_id == "r1"
 
 
 async def test_what_failed_and_is_tried_again_is_worth_coming_back_for() -> None:

@@ -1,14 +1,18 @@
 """Several pools that serve one name: what routers, clients and the load on them make of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.serving.builders import replica, request
 from tests.serving.machine_builders import Control, only
 from tests.serving.test_sizing import RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
+from xgen_ray.placement import NodeDemand
 from xgen_ray.schema import LoadRequest, Phase
-from xgen_ray.serving.effects import Look
+from xgen_ray.serving.effects import Look, PrepareApp
 from xgen_ray.serving.events import (
+    AppPrepared,
     LookFailed,
     PacesReported,
     ReplicaReported,
@@ -16,6 +20,8 @@ from xgen_ray.serving.events import (
     UseReported,
     WakeAsked,
 )
+from xgen_ray.serving.routes import routes_of
+from xgen_ray.serving.state import Awaited
 
 
 def wish(**changes: object) -> LoadRequest:
@@ -122,6 +128,82 @@ def test_a_request_for_the_name_wakes_one_pool(control: Sized) -> None:
     assert {control.phase("m@cheap"), control.phase("m@dear")} == {Phase.SLEEPING}
     assert only(control.feed(WakeAsked(frozenset({"m"}), 120.0)), Look).name == "m@cheap"
     assert only(control.feed(WakeAsked(frozenset({"m@dear"}), 121.0)), Look).name == "m@dear"
+
+
+def asleep(control: Sized, cheap: dict[str, float] | None = None) -> None:
+    """Two pools of a name that both sleep."""
+    pools(control, {**SLEEPER, "cost": 1.0, **(cheap or {})}, {**SLEEPER, "cost": 5.0})
+    control.at(111.0, 0, "m@cheap")
+    assert {control.phase("m@cheap"), control.phase("m@dear")} == {Phase.SLEEPING}
+
+
+def wakes(control: Sized, at: float, *names: str) -> list[str]:
+    """What requests for ``names`` (else the name itself) have control look for a place for."""
+    effects = control.feed(WakeAsked(frozenset(names or {"m"}), at))
+    return [effect.name for effect in effects if isinstance(effect, Look)]
+
+
+def fail_look(control: Sized, name: str, at: float) -> None:
+    attempt = control.state.models[name].attempt
+    control.feed(LookFailed(name, attempt, EngineFailed("no room"), at))
+
+
+def test_a_pool_that_fails_to_wake_leaves_it_to_the_next(control: Sized) -> None:
+    asleep(control)
+    assert wakes(control, 120.0) == ["m@cheap"]
+    assert not control.state.table.routes["m"].wakes, "one is on its way"
+    fail_look(control, "m@cheap", 121.0)
+    assert control.phase("m@cheap") is Phase.FAILED
+    assert control.state.table.routes["m"].wakes
+    assert wakes(control, 121.2) == ["m@dear"]
+
+
+def test_however_often_a_request_asks_one_pool_is_on_its_way(control: Sized) -> None:
+    asleep(control)
+    assert wakes(control, 120.0) == ["m@cheap"]
+    for tick in range(50):
+        assert wakes(control, 120.2 + 0.2 * tick) == []
+    prepare = only(control.look("m@cheap", at=131.0), PrepareApp)
+    assert wakes(control, 132.0) == []
+    control.feed(AppPrepared(prepare.app, prepare.plan, 133.0))
+    assert control.phase("m@cheap") is Phase.RECOVERING
+    assert wakes(control, 134.0) == []
+    control.feed(ReplicaReported(prepare.app, replica("woken", since=135.0)))
+    assert control.phase("m@cheap") is Phase.READY
+    assert wakes(control, 136.0) == []
+    assert control.phase("m@dear") is Phase.SLEEPING
+
+
+def test_a_pool_that_is_unloaded_does_not_keep_another_from_waking(control: Sized) -> None:
+    pools(control, {**SLEEPER, "cost": 1.0}, {**RULE, "cost": 5.0})
+    control.at(111.0, 0, "m@dear")
+    assert control.phase("m@cheap") is Phase.SLEEPING
+    control.feed(UnloadAsked("m@dear", "c9", 120.0))
+    assert control.phase("m@dear") is Phase.UNLOADING
+    assert control.state.table.routes["m"].wakes
+    assert wakes(control, 121.0) == ["m@cheap"]
+
+
+def test_a_pool_that_waits_for_a_node_does_not_keep_another_from_waking(control: Sized) -> None:
+    asleep(control)
+    assert wakes(control, 120.0, "m@dear") == ["m@dear"]
+    assert not control.state.table.routes["m"].wakes
+    model = control.state.models["m@dear"]
+    awaiting = replace(model, looking=False, awaited=Awaited(NodeDemand({}), 121.0))
+    control.state = replace(control.state, models={**control.state.models, "m@dear": awaiting})
+    assert routes_of(control.state.models.values())["m"].wakes, "a node takes minutes"
+    assert not routes_of(control.state.models.values())["m@dear"].wakes
+    assert wakes(control, 122.0) == ["m@cheap"]
+
+
+def test_the_pool_without_a_name_is_one_of_them(control: Sized) -> None:
+    for name, asked in (("m", wish(scaling=SLEEPER)), ("m@b", wish(pool="b", scaling=SLEEPER))):
+        control.load(name, f"caller-{name}", asked=asked)
+        control.grow(name, at=10.0)
+    control.at(111.0, 0, "m")
+    assert wakes(control, 120.0) == ["m"]
+    fail_look(control, "m", 121.0)
+    assert wakes(control, 122.0) == ["m@b"]
 
 
 def test_a_pool_that_others_spare_may_sleep(control: Sized) -> None:

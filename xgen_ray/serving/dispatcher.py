@@ -196,7 +196,7 @@ class TableDispatcher:
     def _wake(self, model: str, pool: str | None) -> None:
         """One pool may sleep while the others serve; it has a name of its own."""
         name = model if pool is None or f"{model}@{pool}" not in self._table.routes else f"{model}@{pool}"
-        if self._table.routes[name].phase is Phase.SLEEPING:
+        if self._table.routes[name].wakes:
             self._woken.add(name)
 
     def _route(self, model: str) -> Route:

@@ -94,7 +94,19 @@ def _route(name: str, pools: Sequence[Model]) -> Route:
     if len(engines) < 2:
         # Only a choice needs to know how busy they are, and every change of the table wakes all routers.
         engines = tuple(replace(engine, load=None) for engine in engines)
-    return Route(served, best.phase, reason, engines, will_retry=best.retry_at is not None)
+    return Route(
+        served,
+        best.phase,
+        reason,
+        engines,
+        will_retry=best.retry_at is not None,
+        wakes=_wakes(pools),
+    )
+
+
+def _wakes(pools: Sequence[Model]) -> bool:
+    sleeps = any(model.phase is Phase.SLEEPING for model in pools)
+    return sleeps and not any(model.is_coming for model in pools)
 
 
 def _info(model: Model) -> PoolInfo:

@@ -128,19 +128,25 @@ def load_of(model: Model) -> Load:
 
 
 def hear_wake(turn: Turn, event: WakeAsked) -> None:
-    """However many ask, the first wakes it: after that it is no longer asleep. Of several pools that sleep
-    under a name, the one that would grow first wakes.
+    """However many ask, the first wakes it: after that something is on its way. Of several pools that sleep
+    under a name, the one that would grow first wakes; if it fails, the next.
     """
     for name in sorted(event.names):
-        served_as = name.partition("@")[0]
-        pools = [model for model in turn.models.values() if model.served_as == served_as]
-        asked = [model for model in pools if model.name == name] or pools
-        if not asked or any(model.phase is not Phase.SLEEPING for model in asked):
+        asked = _asked(turn, name)
+        asleep = [model for model in asked if model.phase is Phase.SLEEPING]
+        if not asleep or any(model.is_coming for model in asked):
             continue
-        model = growth_order(turn, asked)[0]
+        model = growth_order(turn, asleep)[0]
         turn.used = {**turn.used, model.name: event.at}
         woken = replace(model, wanted=first_replicas(model.request), trend=STEADY)
         turn.seek(woken, event.at, "woken by a request")
+
+
+def _asked(turn: Turn, name: str) -> list[Model]:
+    """The pools that may answer a request for ``name``."""
+    served_as, _, part = name.partition("@")
+    pools = [model for model in turn.models.values() if model.served_as == served_as]
+    return [model for model in pools if part and model.name == name] or pools
 
 
 def hear_scale(turn: Turn, event: ScaleAsked) -> None:

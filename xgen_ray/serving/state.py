@@ -182,6 +182,17 @@ class Model:
         return self.name.partition("@")[2]
 
     @property
+    def is_coming(self) -> bool:
+        """Whether it serves or is about to, so that nothing else need be woken in its place. A node that it
+        waits for may be minutes away, or never come.
+        """
+        if self.phase is Phase.RESOLVING:
+            return self.awaited is None or bool(self.live)
+        if self.phase is Phase.RECOVERING:
+            return bool(self.live)
+        return self.phase in (Phase.READY, Phase.LOADING)
+
+    @property
     def live(self) -> tuple[App, ...]:
         """The apps that are wanted: all but those that are stopping."""
         return tuple(app for app in self.apps.values() if app.phase is not AppPhase.STOPPING)

@@ -38,7 +38,8 @@ class RoutedEngine:
 class Route:
     """How to reach one model. ``engines`` are those that were ready when control last heard of them. One that
     is not ``listed`` is another name for some of the engines of one that is. ``will_retry``: what failed is
-    tried again without being asked.
+    tried again without being asked. ``wakes``: nothing of it serves or is about to, and a part of it sleeps,
+    which a request that waits has woken.
     """
 
     model: ServedModel
@@ -47,6 +48,7 @@ class Route:
     engines: tuple[RoutedEngine, ...] = ()
     listed: bool = True
     will_retry: bool = False
+    wakes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
