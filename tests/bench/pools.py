@@ -33,8 +33,6 @@ SCALING = {
     "max_replicas": 2,
     "target_ongoing_requests": 2,
     "upscale_delay_s": 2.0,
-    # Longer than vLLM takes to start here: what has grown must not shrink before its load has come.
-    "downscale_delay_s": 300.0,
     "ttl_s": 20.0,
 }
 PATIENCE_S = 400.0

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.serving.builders import replica, request
+from tests.serving.builders import GIB, replica, request
 from tests.serving.machine_builders import Control, only
-from tests.serving.test_sizing import RULE, SLEEPER, Sized
+from tests.serving.test_sizing import LOAD_S, RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
 from xgen_ray.placement import NodeDemand
 from xgen_ray.schema import LoadRequest, Phase
@@ -108,6 +108,92 @@ def test_the_cheapest_pool_grows_first_and_the_next_when_that_is_full(control: S
     control.at(30.0, 99, "m@dear")
     control.at(35.0, 99, "m@dear")
     assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 3)
+
+
+def test_what_is_on_its_way_in_another_pool_is_not_asked_for_again(control: Sized) -> None:
+    pools(control, {**RULE, "cost": 1.0}, {**RULE, "cost": 5.0})
+    slots = control.state.models["m@dear"].live[0].plan.options.slots
+    control.passes(20.0, 140.0, slots + 1, "m@dear")
+    assert len(control.started) == 1
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 1)
+    assert control.state.models["m@cheap"].ready == 1, "it still loads"
+    (began,) = control.started.values()
+    control.passes(140.0, began + LOAD_S + 1.0, slots + 1, "m@dear")
+    assert control.state.models["m@cheap"].ready == 2
+    # It takes its share now.
+    control.passes(began + LOAD_S + 1.0, began + LOAD_S + 60.0, 1, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 1)
+    assert len(control.started) == 1
+    control.passes(began + LOAD_S + 60.0, began + LOAD_S + 62.0, 1, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (1, 1), "nobody needs it any more"
+
+
+def test_a_sleeper_that_a_load_wakes_counts_as_on_its_way(control: Sized) -> None:
+    pools(control, {**SLEEPER, "cost": 1.0}, {**RULE, "cost": 5.0})
+    control.at(111.0, 0, "m@cheap")
+    slots = control.state.models["m@dear"].live[0].plan.options.slots
+    control.passes(120.0, 240.0, slots + 1, "m@dear")
+    assert len(control.started) == 1
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (1, 1)
+    (began,) = control.started.values()
+    control.passes(240.0, began + LOAD_S + 1.0, slots + 1, "m@dear")
+    assert control.phase("m@cheap") is Phase.READY
+    control.passes(began + LOAD_S + 1.0, began + LOAD_S + 60.0, slots, "m@dear")
+    assert len(control.started) == 1
+
+
+def test_more_than_is_on_its_way_is_asked_for(control: Sized) -> None:
+    pools(control, {**RULE, "cost": 1.0}, {**RULE, "cost": 5.0})
+    slots = control.state.models["m@dear"].live[0].plan.options.slots
+    control.passes(20.0, 40.0, slots + 1, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 1)
+    control.passes(40.0, 60.0, 2 * slots + 1, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (3, 1)
+    assert len(control.started) == 2
+
+
+def test_a_node_is_waited_for_while_the_load_on_another_pool_asks_for_it(control: Sized) -> None:
+    pools(control, {**RULE, "cost": 1.0}, {**RULE, "cost": 5.0})
+    slots = control.state.models["m@dear"].live[0].plan.options.slots
+    control.at(20.0, slots + 1, "m@dear")
+    control.at(25.0, slots + 1, "m@dear")
+    waits = replace(
+        control.state.models["m@cheap"],
+        looking=False,
+        shortfall="waiting for a node",
+        awaited=Awaited(NodeDemand({}), 26.0),
+        retry_at=9999.0,
+    )
+    control.state = replace(control.state, models={**control.state.models, "m@cheap": waits})
+    for second in range(27, 200):
+        control.at(second, slots + 1, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (2, 1)
+    control.at(200.0, 1, "m@dear")
+    control.at(260.0, 1, "m@dear")
+    assert (grown(control, "m@cheap"), grown(control, "m@dear")) == (1, 1), "nobody asks for it any more"
+    assert control.state.models["m@cheap"].awaited is None
+
+
+def test_what_found_no_place_is_not_on_its_way(control: Sized) -> None:
+    pools(control, {**RULE, "cost": 1.0}, {**RULE, "cost": 5.0})
+    slots = control.state.models["m@dear"].live[0].plan.options.slots
+    control.at(20.0, slots + 1, "m@dear")
+    control.at(25.0, slots + 1, "m@dear")
+    control.look("m@cheap", 100 * GIB, at=26.0)
+    assert control.state.models["m@cheap"].shortfall
+    control.at(27.0, slots + 1, "m@dear")
+    control.at(32.0, slots + 1, "m@dear")
+    assert grown(control, "m@dear") == 2, "the next one takes it"
+
+
+def test_a_first_load_beside_it_keeps_no_pool_from_growing(control: Sized) -> None:
+    """It may download for an hour, and may never have worked."""
+    ready(control, "m@old", wish(pool="old", scaling=RULE), "in-old")
+    control.load("m@new", "c2", asked=wish(pool="new", replicas=2))
+    slots = control.state.models["m@old"].live[0].plan.options.slots
+    control.at(20.0, slots + 1, "m@old")
+    control.at(25.0, slots + 1, "m@old")
+    assert grown(control, "m@old") == 2
 
 
 def test_a_cheap_pool_that_sleeps_is_woken_before_a_dear_one_grows(control: Sized) -> None:

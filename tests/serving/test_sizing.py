@@ -1,11 +1,12 @@
 """Models that grow, shrink, sleep and wake: control's judgement, one event at a time."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
 
 from tests.serving.builders import GIB, facts, replica, request, view
-from tests.serving.machine_builders import Control, none, only
+from tests.serving.machine_builders import FIRST, Control, none, only
 from xgen_ray.errors import ModelNotFound, NotReady, PlacementRefused, WrongState
 from xgen_ray.schema import LoadRequest, Phase, Scaling
 from xgen_ray.serving.effects import Answer, Forget, Look, PrepareApp, Remember, StopApp
@@ -25,20 +26,32 @@ from xgen_ray.serving.placing import IDLE_S, MAX_LOOKS
 from xgen_ray.serving.state import Fleet, ServeState
 
 RULE = {"max_replicas": 3, "upscale_delay_s": 5.0, "downscale_delay_s": 60.0}
+# Longer than it takes to shrink, as engines of large models do.
+LOAD_S = 120.0
 SLEEPER = {**RULE, "min_replicas": 0, "ttl_s": 100.0}
 
 
 class Sized(Control):
     """A control whose engines all say how busy they are."""
 
-    def at(self, moment: float, ongoing: int, name: str = "small") -> None:
-        """Everything is seen at ``moment``, with ``ongoing`` requests in the model's first engine."""
+    def __init__(self, first: Restored = FIRST) -> None:
+        super().__init__(first)
+        # When what takes its time to load began to.
+        self.started: dict[str, float] = {}
+
+    def at(
+        self, moment: float, ongoing: int, name: str = "small", loading: Collection[str] = frozenset()
+    ) -> None:
+        """Everything is seen at ``moment``, with ``ongoing`` requests in the model's first engine. The apps
+        in ``loading`` are not ready.
+        """
         states, alive = {}, {}
         for model in list(self.state.models.values()):
             for number, app in enumerate(model.live):
                 states[app.name] = ServeState.RUNNING
                 alive[app.name] = [f"r-{app.name}"]
-                told = replica(f"r-{app.name}", since=moment)
+                state = "loading" if app.name in loading else "ready"
+                told = replica(f"r-{app.name}", state, since=moment)
                 busy = ongoing if (model.name, number) == (name, 0) else 0
                 status = told.status.model_copy(update={"running": busy, "load_at": moment})
                 self.feed(ReplicaReported(app.name, replace(told, status=status)))
@@ -50,6 +63,22 @@ class Sized(Control):
             if isinstance(effect, PrepareApp):
                 self.feed(AppPrepared(effect.app, effect.plan, at))
                 self.feed(ReplicaReported(effect.app, replica(f"r-{effect.app}", since=at)))
+
+    def passes(self, since: float, until: float, ongoing: int, name: str = "small") -> None:
+        """The seconds from ``since`` on, while engines take ``LOAD_S`` to get ready."""
+        for second in range(int(since), int(until)):
+            for model in list(self.state.models.values()):
+                if model.looking:
+                    self.start(model.name, second)
+            late = {app for app, at in self.started.items() if second < at + LOAD_S}
+            self.at(second, ongoing, name, late)
+
+    def start(self, name: str, at: float) -> None:
+        """What is looked for is found, and begins to load."""
+        for effect in self.look(name, at=at):
+            if isinstance(effect, PrepareApp):
+                self.started[effect.app] = at
+                self.feed(AppPrepared(effect.app, effect.plan, at))
 
     def loaded(self, rule: dict[str, float], name: str = "small") -> None:
         self.load(name, f"caller-{name}", asked=request(name, scaling=rule))
@@ -89,6 +118,23 @@ def test_it_grows_with_its_load_and_shrinks_after_it(control: Sized) -> None:
     assert control.sizes() == (1, 1)
     busy = control.state.models["small"].live[0]
     assert any(one.status.running for one in busy.replicas.values()), "the one at work stays"
+
+
+def test_what_has_grown_lives_to_serve(control: Sized) -> None:
+    """Its load is over before the new engine is ready."""
+    control.loaded(RULE)
+    slots = control.state.models["small"].live[0].plan.options.slots
+    control.passes(20.0, 30.0, slots + 1)
+    assert control.sizes() == (2, 2)
+    control.passes(30.0, 140.0, 0)
+    assert len(control.started) == 1
+    assert control.state.models["small"].ready == 1
+    assert control.sizes() == (2, 2), "it still loads"
+    (began,) = control.started.values()
+    control.passes(140.0, began + LOAD_S + 60.0, 0)
+    assert control.sizes() == (2, 2), "time for its load to come"
+    control.passes(began + LOAD_S + 60.0, began + LOAD_S + 62.0, 0)
+    assert control.sizes() == (1, 1)
 
 
 def test_what_has_no_room_to_grow_serves_on_and_says_so(control: Sized) -> None:

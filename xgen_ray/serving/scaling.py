@@ -47,15 +47,30 @@ def needed(scaling: Scaling, load: Load) -> int:
     return min(scaling.max_replicas, max(scaling.min_replicas, asked))
 
 
-def rescale(scaling: Scaling, wanted: int, load: Load, trend: Trend, at: float) -> tuple[int, Trend]:
+def rescale(
+    scaling: Scaling,
+    wanted: int,
+    load: Load,
+    trend: Trend,
+    at: float,
+    *,
+    coming: int = 0,
+    elsewhere: int = 0,
+) -> tuple[int, Trend]:
     """The replicas there should be from now on, and the trend to come with next time.
 
     Growth goes to what the load asks for now, once it has asked for more than there is throughout
     ``upscale_delay_s``. Shrinking goes to the most that it asked for throughout ``downscale_delay_s``.
+
+    ``coming`` of the replicas are not ready yet: no load has reached them, so nothing shrinks before they
+    have had the same time as others. ``elsewhere`` are those that others of the name are about to have, which
+    will take their share.
     """
     asked = needed(scaling, load)
+    if asked > wanted:
+        asked = max(wanted, asked - elsewhere)
     direction = (asked > wanted) - (asked < wanted)
-    if direction == 0:
+    if direction == 0 or (direction < 0 and coming > 0):
         return wanted, STEADY
     if direction != trend.direction:
         trend = Trend(direction, at, asked)

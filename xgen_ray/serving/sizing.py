@@ -10,7 +10,7 @@ from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.effects import Answer
 from xgen_ray.serving.events import PacesReported, ScaleAsked, WakeAsked
 from xgen_ray.serving.pace import DEFAULT_COST, Pace, Place, best, cost_of, heard, place_of
-from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, rescale
+from xgen_ray.serving.scaling import STEADY, Load, first_replicas, may_sleep, needed, rescale
 from xgen_ray.serving.state import App, Model
 from xgen_ray.serving.turn import Turn
 from xgen_ray.serving.wishes import missing_replicas
@@ -18,6 +18,9 @@ from xgen_ray.serving.wishes import missing_replicas
 
 def follow_load(turn: Turn, at: float) -> None:
     """Every model that scales has as many replicas as its load asks for, or is on the way there."""
+    pools: dict[str, list[str]] = defaultdict(list)
+    for model in turn.models.values():
+        pools[model.served_as].append(model.name)
     for name in list(turn.models):
         model = turn.models[name]
         scaling = model.request.scaling
@@ -28,7 +31,17 @@ def follow_load(turn: Turn, at: float) -> None:
         if may_sleep(scaling, load, at - max(turn.used.get(name, 0.0), model.since)):
             doze(turn, model, at, f"asleep: nobody asked for it in {scaling.ttl_s:.0f} s; a request wakes it")
             continue
-        wanted, trend = rescale(scaling, model.wanted, load, model.trend, at)
+        # An earlier one of this turn may have had another grow.
+        others = [turn.models[other] for other in pools[model.served_as] if other != name]
+        wanted, trend = rescale(
+            scaling,
+            model.wanted,
+            load,
+            model.trend,
+            at,
+            coming=_kept(model, others),
+            elsewhere=sum(map(coming_replicas, others)),
+        )
         if (wanted, trend) == (model.wanted, model.trend):
             continue
         model = turn.put(replace(model, trend=trend))
@@ -36,6 +49,33 @@ def follow_load(turn: Turn, at: float) -> None:
             _grow(turn, model, wanted - model.wanted, at)
         else:
             _resize(turn, model, wanted, at, f"its load asks for {wanted} replicas")
+
+
+def coming_replicas(model: Model) -> int:
+    """The replicas that are wanted and not ready, and get there by themselves. What has no place is not among
+    them, nor is what has never served: that may have hours to download.
+    """
+    if not model.proven or model.phase in (Phase.SLEEPING, Phase.FAILED, Phase.UNLOADING):
+        return 0
+    has_no_place = model.shortfall is not None and model.awaited is None
+    hoped_for = min(model.wanted, len(model.live)) if has_no_place else model.wanted
+    return max(0, hoped_for - model.ready)
+
+
+def _kept(model: Model, others: Iterable[Model]) -> int:
+    """The replicas on their way that stay so, whatever its own load: those that have a place, and the others
+    while the load on another pool asks for them.
+    """
+    placed = max(0, min(model.wanted, len(model.live)) - model.ready)
+    coming = coming_replicas(model)
+    return coming if coming > placed and any(map(_asks_for_more, others)) else placed
+
+
+def _asks_for_more(model: Model) -> bool:
+    scaling = model.request.scaling
+    if scaling is None or model.phase is not Phase.READY:
+        return False
+    return needed(scaling, load_of(model)) > model.wanted
 
 
 def growth_order(turn: Turn, pools: Iterable[Model]) -> list[Model]:
