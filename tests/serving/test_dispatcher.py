@@ -225,10 +225,8 @@ async def test_what_was_answered_teaches_which_engine_is_fast(clock: list[float]
 
 
 async def test_a_pool_that_sleeps_beside_one_that_serves_is_woken_by_its_name() -> None:
-    pools = tuple(PoolInfo(name, ("x",), None, None, None, "ready") for name in ("gpus", "cpus"))
-    one = with_engines(1, in_pool("r1", "gpus")).routes["a"]
-    both = replace(one, model=replace(one.model, pools=pools))
-    router = dispatcher(RoutingTable("life", 1, {"a": both, "a@cpus": route("a@cpus", Phase.SLEEPING)}))
+    pools = (pool("gpus", Phase.READY, "x"), pool("cpus", Phase.SLEEPING))
+    router = dispatcher(pooled(Phase.READY, *pools, engines=(in_pool("r1", "gpus"),)))
     told = asyncio.create_task(router.woken())
     hints = RequestHints(pool="cpus")
     with pytest.raises(NotReady):
@@ -247,6 +245,71 @@ async def test_what_sleeps_is_told_of_beside_a_pool_that_waits_for_its_node() ->
     assert await asyncio.wait_for(router.woken(), 5) == {"a"}, "also by a request that waited before"
     router.apply(table(3, a=Phase.READY))
     assert (await waiting).replica_id == "r1"
+
+
+def pooled(phase: Phase, *pools: PoolInfo, engines: tuple[RoutedEngine, ...] = ()) -> RoutingTable:
+    """The name ``a`` over pools."""
+    one = route("a", phase, *engines)
+    return RoutingTable("life", 1, {"a": replace(one, model=replace(one.model, pools=pools))})
+
+
+def pool(name: str, phase: Phase, *backends: str) -> PoolInfo:
+    return PoolInfo(name, backends, None, None, None, phase.value)
+
+
+async def test_a_backend_is_waited_for_while_nobody_knows_what_a_pool_will_run_by() -> None:
+    router = dispatcher(pooled(Phase.SLEEPING, pool("", Phase.SLEEPING)))
+    waiting = asyncio.create_task(choose(router, "a@vllm-cpu", wait=5))
+    assert await asyncio.wait_for(router.woken(), 5) == {"a@vllm-cpu"}
+    router.apply(pooled(Phase.RESOLVING, pool("", Phase.RESOLVING)))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    of_backend = route("a@vllm-cpu", Phase.READY, engine("r1"))
+    routes = {"a": route("a", Phase.READY, engine("r1")), "a@vllm-cpu": of_backend}
+    router.apply(RoutingTable("life", 3, routes))
+    assert (await waiting).replica_id == "r1"
+
+
+async def test_a_backend_that_a_model_comes_back_without_is_refused_by_that_name() -> None:
+    router = dispatcher(pooled(Phase.SLEEPING, pool("", Phase.SLEEPING)))
+    waiting = asyncio.create_task(choose(router, "a@vllm-cpu", wait=5))
+    await asyncio.sleep(0)
+    router.apply(pooled(Phase.READY, pool("", Phase.READY, "llama-server-cpu"), engines=(engine("r1"),)))
+    with pytest.raises(
+        InvalidRequest, match="no engine by vllm-cpu; its engines: llama-server-cpu"
+    ) as refused:
+        await waiting
+    assert refused.value.param == "model"
+
+
+async def test_a_backend_that_a_sleeper_beside_may_have_is_woken() -> None:
+    pools = (pool("gguf", Phase.READY, "llama-server-cpu"), pool("other", Phase.SLEEPING))
+    router = dispatcher(pooled(Phase.READY, *pools, engines=(engine("r1"),)))
+    with pytest.raises(NotReady):
+        await choose(router, "a@vllm-cpu", 0.01)
+    assert await asyncio.wait_for(router.woken(), 5) == {"a@vllm-cpu"}
+
+
+async def test_no_backend_of_a_model_that_failed_is_there() -> None:
+    with pytest.raises(EngineFailed, match="out of memory"):
+        await choose(dispatcher(table(a=Phase.FAILED)), "a@vllm-cpu")
+    with pytest.raises(ModelNotFound):
+        await choose(dispatcher(table(a=Phase.READY)), "a@no-such-thing")
+    with pytest.raises(ModelNotFound):
+        await choose(dispatcher(table(a=Phase.READY)), "b@vllm-cpu")
+
+
+async def test_a_pool_without_a_name_that_sleeps_is_asked_for_by_its_backend() -> None:
+    pools = (pool("", Phase.SLEEPING), pool("gpus", Phase.READY, "vllm-cuda"))
+    router = dispatcher(pooled(Phase.READY, *pools, engines=(in_pool("r1", "gpus"),)))
+    hints = RequestHints(pool="llama-server-cpu")
+    waiting = asyncio.create_task(router.choose("a", deadline_s=5, avoid=frozenset(), hints=hints))
+    assert await asyncio.wait_for(router.woken(), 5) == {"a@"}
+    both = (in_pool("r1", "gpus"), in_pool("r2", "llama-server-cpu"))
+    router.apply(pooled(Phase.READY, *pools, engines=both))
+    assert (await waiting).replica_id == "r2"
+    with pytest.raises(InvalidRequest, match="x-xgen-pool"):
+        await router.choose("a", deadline_s=1, avoid=frozenset(), hints=RequestHints(pool="tpus"))
 
 
 async def test_what_failed_and_is_tried_again_is_worth_coming_back_for() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.serving.builders import GIB, replica, request
+from tests.serving.builders import GIB, radeon, replica, request, view
 from tests.serving.machine_builders import Control, only
 from tests.serving.test_sizing import LOAD_S, RULE, SLEEPER, Sized
 from xgen_ray.errors import EngineFailed
@@ -85,6 +85,61 @@ def test_how_busy_engines_are_is_told_only_where_there_is_a_choice(control: Size
     stamp = control.state.table.version
     control.at(22.0, 1, "m@a")
     assert control.state.table.version == stamp, f"no router is woken for it (first version: {version})"
+
+
+def test_a_backend_is_a_name_as_long_as_a_pool_has_it(control: Sized) -> None:
+    by_cpu = {"backend": "llama-server-cpu"}
+    control.load("m@a", "c1", asked=wish(pool="a", options=by_cpu, scaling=SLEEPER))
+    routes = control.state.table.routes
+    assert routes["m@llama-server-cpu"].phase is Phase.RESOLVING
+    control.load("m@b", "c2", asked=wish(pool="b"))
+    app = control.place("m@b")
+    assert control.state.table.routes["m@llama-server-cpu"].phase is Phase.LOADING
+    control.feed(ReplicaReported(app, replica("in-b")))
+    assert control.urls("m@llama-server-cpu") == ["http://127.0.0.1/in-b"]
+    control.die(app, "crashed", 15.0, "in-b")
+    restarting = control.state.table.routes["m@llama-server-cpu"]
+    assert (restarting.phase, restarting.engines) == (Phase.RECOVERING, ())
+
+
+def on_gpu(control: Sized) -> None:
+    """A pool that serves by another backend than the CPU's."""
+    control.load("m@b", "c2", asked=wish(pool="b", options={"backend": "llama-server-vulkan"}))
+    app = control.place("m@b", 100 * 2**20, view("n1", gpus=[radeon()]))
+    control.feed(ReplicaReported(app, replica("in-b")))
+
+
+def test_a_backend_that_was_asked_for_is_a_name_in_its_sleep(control: Sized) -> None:
+    by_cpu = {"backend": "llama-server-cpu"}
+    control.load("m@a", "c1", asked=wish(pool="a", options=by_cpu, scaling=SLEEPER))
+    control.grow("m@a", at=10.0)
+    on_gpu(control)
+    control.at(111.0, 0, "m@a")
+    asleep = control.state.table.routes["m@llama-server-cpu"]
+    assert (asleep.phase, asleep.wakes, asleep.listed) == (Phase.SLEEPING, True, False)
+    assert control.state.table.routes["m"].model.pools[0].backends == ("llama-server-cpu",)
+    assert wakes(control, 120.0, "m@llama-server-vulkan") == []
+    assert wakes(control, 120.0, "m@llama-server-cpu") == ["m@a"], "though another pool serves"
+
+
+def test_a_backend_that_nobody_knows_of_wakes_what_may_have_it(control: Sized) -> None:
+    control.load("m@a", "c1", asked=wish(pool="a", scaling=SLEEPER))
+    control.grow("m@a", at=10.0)
+    on_gpu(control)
+    control.at(111.0, 0, "m@a")
+    assert "m@llama-server-cpu" not in control.state.table.routes
+    assert wakes(control, 120.0, "m@llama-server-cpu") == ["m@a"]
+    assert wakes(control, 120.2, "m@llama-server-cpu") == []
+
+
+def test_the_pool_without_a_name_is_woken_by_itself(control: Sized) -> None:
+    for name, asked in (("m", wish(scaling=SLEEPER)), ("m@b", wish(pool="b", scaling=SLEEPER))):
+        control.load(name, f"caller-{name}", asked=asked)
+        control.grow(name, at=10.0)
+    control.at(111.0, 0, "m")
+    assert wakes(control, 120.0, "m@b") == ["m@b"]
+    assert wakes(control, 121.0) == [], "one is on its way"
+    assert wakes(control, 122.0, "m@") == ["m"]
 
 
 def grown(control: Sized, name: str) -> int:

@@ -16,7 +16,9 @@ DEEDS = ("load", "place", "ready", "ready", "die", "restart", "unload", "gone")
 
 
 def wish(name: str) -> LoadRequest:
-    return LoadRequest(model="/models/small.gguf", name=served_as(name), pool=name.partition("@")[2] or None)
+    pool = name.partition("@")[2] or None
+    options = {"backend": "llama-server-cpu"} if pool == "b" else {}
+    return LoadRequest(model="/models/small.gguf", name=served_as(name), pool=pool, options=options)
 
 
 class Fleet(Control):

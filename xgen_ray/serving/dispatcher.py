@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from xgen_ray.errors import EngineFailed, InvalidRequest, ModelNotFound, NotReady
-from xgen_ray.schema import NO_HINTS, Endpoint, Outcome, Phase, RequestHints, ServedModel
+from xgen_ray.placement.types import Backend
+from xgen_ray.schema import NO_HINTS, Endpoint, Outcome, Phase, PoolInfo, RequestHints, ServedModel
 from xgen_ray.serving.metrics.rows import Sample
 from xgen_ray.serving.metrics.samples import router_samples
 from xgen_ray.serving.routing import Balancer
@@ -15,6 +16,7 @@ from xgen_ray.serving.table import Route, RoutedEngine, RoutingTable
 from xgen_ray.serving.traffic import RouterReport, Stream, Traffic, served_as
 
 LISTED_PHASES = frozenset({Phase.RESOLVING, Phase.LOADING, Phase.READY, Phase.RECOVERING, Phase.SLEEPING})
+_BACKENDS = frozenset(backend.value for backend in Backend)
 _NO_ROOM = frozenset({Outcome.FULL, Outcome.NOT_READY})
 
 
@@ -127,8 +129,8 @@ class TableDispatcher:
     ) -> Endpoint:
         """A live engine of ``model``, not one of ``avoid``.
 
-        Raises ModelNotFound at once, InvalidRequest for a pool that the model has not had, EngineFailed
-        for a model that failed to load, NotReady when ``deadline_s`` passed without an engine.
+        Raises ModelNotFound at once, InvalidRequest for a pool or a backend that the model has not,
+        EngineFailed for a model that failed to load, NotReady when ``deadline_s`` passed without an engine.
         """
         until = time.monotonic() + deadline_s
         while True:
@@ -149,7 +151,7 @@ class TableDispatcher:
                     why=choice.why.value,
                 )
             self._used[model] = time.time()
-            self._wake(model, hints.pool)
+            self._wake(model, route, hints.pool)
             left = until - time.monotonic()
             if left <= 0:
                 raise NotReady(f"{model} is {route.phase.value} and has no engine for this request yet")
@@ -180,7 +182,7 @@ class TableDispatcher:
 
     def unserved(self, model: str) -> None:
         """A request got no engine, and is refused, or its client has left."""
-        if model in self._table.routes:
+        if model in self._table.routes or self._of_backend(model) is not None:
             self._traffic.unserved(model, time.monotonic())
 
     async def doubted(self) -> frozenset[str]:
@@ -193,14 +195,25 @@ class TableDispatcher:
         """
         return await self._woken.fetch()
 
-    def _wake(self, model: str, pool: str | None) -> None:
-        """One pool may sleep while the others serve; it has a name of its own."""
-        name = model if pool is None or f"{model}@{pool}" not in self._table.routes else f"{model}@{pool}"
-        if self._table.routes[name].wakes:
-            self._woken.add(name)
+    def _wake(self, model: str, route: Route, pool: str | None) -> None:
+        """One pool may sleep while the others serve; it has a name of its own, empty for the one without."""
+        if pool is None:
+            if route.wakes:
+                self._woken.add(model)
+            return
+        for info in route.model.pools:
+            if info.phase == Phase.SLEEPING and (info.name == pool or _may_be_called(info, pool)):
+                self._woken.add(f"{served_as(model)}@{info.name}")
+
+    def _of_backend(self, model: str) -> Route | None:
+        """The name's route, where ``model`` is a name and a backend."""
+        name, _, backend = model.partition("@")
+        return self._table.routes.get(name) if backend in _BACKENDS else None
 
     def _route(self, model: str) -> Route:
         route = self._table.routes.get(model)
+        if route is None and (of_name := self._of_backend(model)) is not None:
+            route = _undecided(model, of_name)
         if route is None or route.phase is Phase.UNLOADING:
             names = ", ".join(sorted(served.name for served in self.served())) or "none"
             raise ModelNotFound(f"the model {model!r} does not exist; models served here: {names}")
@@ -212,12 +225,38 @@ class TableDispatcher:
         return route
 
 
+def _undecided(model: str, route: Route) -> Route:
+    """The route to a backend that no pool of the name is known to have. Raises InvalidRequest where none may
+    come to have it.
+    """
+    if route.phase in (Phase.FAILED, Phase.UNLOADING):
+        return route
+    staying = [info for info in route.model.pools if info.phase != Phase.UNLOADING]
+    phases = {info.phase for info in staying if not info.backends}
+    if not phases:
+        name, _, backend = model.partition("@")
+        engines = ", ".join(sorted({one for info in staying for one in info.backends})) or "none"
+        raise InvalidRequest(
+            f"{name!r} has no engine by {backend}; its engines: {engines}. Ask for one of these, "
+            f"or for {name!r} alone.",
+            "model",
+        )
+    return replace(route, engines=(), wakes=Phase.SLEEPING in phases)
+
+
+def _may_be_called(info: PoolInfo, pool: str) -> bool:
+    """A pool without a name is called by its backend, which is open while it sleeps or has no place."""
+    return not info.name and (pool in info.backends or (not info.backends and pool in _BACKENDS))
+
+
 def _check_pool(model: str, route: Route, pool: str) -> None:
     """Raises InvalidRequest for a pool that the model does not have. One without engines is waited for."""
     pools = {engine.pool for engine in route.engines if engine.pool}
     if pool in pools:
         return
     for info in route.model.pools:
+        if _may_be_called(info, pool):
+            return
         pools.update((info.name,) if info.name else info.backends)
     # A model of which nothing is known yet may get that pool.
     if pools and pool not in pools:

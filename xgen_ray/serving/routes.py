@@ -2,13 +2,15 @@
 
 A model has one name for its clients and may have several pools: other files, engines, nodes, each wished for
 by itself (``name@pool``). The name reaches the engines of all of them, ``name@pool`` those of one, and
-``name@backend`` those of one kind.
+``name@backend`` those of one kind, as long as a pool has some, ready or not, or is to have them. Where it is
+open what a pool will run by, the router has the request wait for that.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from xgen_ray.placement.types import Backend
 from xgen_ray.schema import Phase, PoolInfo, ServedModel
 from xgen_ray.serving.state import Model
 from xgen_ray.serving.table import ReportedLoad, Route, RoutedEngine
@@ -66,9 +68,13 @@ def _routes_to(name: str, pools: Sequence[Model]) -> Mapping[str, Route]:
     """The name itself, its backends and its pools."""
     route = _route(name, pools)
     routes = {name: route}
-    for backend in {engine.backend for engine in route.engines}:
-        own = tuple(engine for engine in route.engines if engine.backend == backend)
-        routes[f"{name}@{backend}"] = replace(route, engines=own, listed=False)
+    staying = [model for model in pools if model.phase is not Phase.UNLOADING]
+    for backend in sorted(frozenset[Backend]().union(*(model.backends for model in staying))):
+        own = [model for model in staying if backend in model.backends]
+        of_own = route if len(own) == len(pools) else _route(name, own)
+        # The name's own engines say how busy they are.
+        engines = tuple(engine for engine in route.engines if engine.backend == backend)
+        routes[f"{name}@{backend}"] = replace(of_own, model=route.model, engines=engines, listed=False)
     for model in pools:
         if model.name != name:
             routes[model.name] = replace(_route(model.name, [model]), listed=False)
@@ -113,7 +119,7 @@ def _info(model: Model) -> PoolInfo:
     live = model.live
     return PoolInfo(
         name=model.pool_name,
-        backends=tuple(sorted({app.backend.value for app in live})),
+        backends=tuple(sorted(backend.value for backend in model.backends)),
         precision=model.facts.quantization if model.facts is not None else None,
         format=model.facts.format.value if model.facts is not None else None,
         context=min(app.plan.options.context for app in live) if live else None,

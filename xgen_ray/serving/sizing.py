@@ -1,7 +1,7 @@
 """The number of a model's replicas: grown, shrunk, put to sleep, woken, set by hand."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from xgen_ray.errors import WrongState
@@ -183,10 +183,22 @@ def hear_wake(turn: Turn, event: WakeAsked) -> None:
 
 
 def _asked(turn: Turn, name: str) -> list[Model]:
-    """The pools that may answer a request for ``name``."""
-    served_as, _, part = name.partition("@")
+    """The pools that may answer a request for ``name``: all of them, one (``name@`` is the one without a name
+    of its own), or those of a backend.
+    """
+    served_as, is_part, part = name.partition("@")
     pools = [model for model in turn.models.values() if model.served_as == served_as]
-    return [model for model in pools if part and model.name == name] or pools
+    if not is_part:
+        return pools
+    return [model for model in pools if model.pool_name == part] or _by_backend(pools, part)
+
+
+def _by_backend(pools: Sequence[Model], backend: str) -> list[Model]:
+    """Those that run by it. Where none does, those that may come to: by their files, if these are known."""
+    having = [model for model in pools if backend in model.backends]
+    undecided = [model for model in pools if not model.backends]
+    able = [one for one in undecided if one.facts is not None and backend in preference(one.facts.format)]
+    return having or able or undecided
 
 
 def hear_scale(turn: Turn, event: ScaleAsked) -> None:

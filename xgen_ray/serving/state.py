@@ -198,6 +198,16 @@ class Model:
         return tuple(app for app in self.apps.values() if app.phase is not AppPhase.STOPPING)
 
     @property
+    def backends(self) -> frozenset[Backend]:
+        """What its engines run by, or will. Empty while that is open: one that sleeps may come back by
+        another than it had.
+        """
+        if self.live:
+            return frozenset(app.backend for app in self.live)
+        asked = self.request.options.backend
+        return frozenset() if asked is None else frozenset({asked})
+
+    @property
     def staying(self) -> tuple[App, ...]:
         """The apps that count as replicas: those that are wanted where they are."""
         return tuple(app for app in self.live if not app.leaving)
