@@ -72,6 +72,14 @@ VLLM_WITHOUT_AMDSMI = BackendStatus(
     "0.29.0",
     advice="install amdsmi where vLLM is: /opt/vllm/bin/python -m pip install amdsmi",
 )
+VLLM_FOR_CUDA = BackendStatus(
+    Backend.VLLM_ROCM,
+    False,
+    "vLLM 0.29.0 at /opt/vllm/bin/python is built for cuda, not for rocm",
+    (),
+    "0.29.0",
+    advice="install vLLM's build for rocm in an environment of its own",
+)
 HOST = HostFacts(
     "node-1",
     "Linux",

@@ -14,6 +14,7 @@ from tests.doctor.builders import (
     NVIDIA_FILES,
     RADEON,
     RTX,
+    VLLM_FOR_CUDA,
     VLLM_WITHOUT_AMDSMI,
     VULKAN,
     amd_node,
@@ -272,6 +273,37 @@ ROWS: dict[str, tuple[NodeFacts, str, Level, str, str]] = {
         "vllm-rocm: vLLM 0.29.0",
         "install amdsmi",
     ),
+    "a vllm of another build that somebody named": (
+        amd_node(statuses=(VLLM_FOR_CUDA, VULKAN, CPU), named=frozenset({Backend.VLLM_ROCM})),
+        "vllm",
+        P,
+        "vllm-rocm: vLLM 0.29.0 at /opt/vllm/bin/python is built for cuda, not for rocm",
+        "install vLLM's build for rocm",
+    ),
+    "a vllm that somebody named for cards that are not there": (
+        nvidia_node(statuses=(VLLM_WITHOUT_AMDSMI, CPU), named=frozenset({Backend.VLLM_ROCM})),
+        "vllm",
+        P,
+        "vllm-rocm: vLLM 0.29.0",
+        "install amdsmi",
+    ),
+    "a command that is no vllm": (
+        amd_node(
+            statuses=(BackendStatus(Backend.VLLM_ROCM, False, "its command 'docker' is neither"), CPU),
+            named=frozenset({Backend.VLLM_ROCM}),
+        ),
+        "vllm",
+        P,
+        "vllm-rocm: its command 'docker' is neither",
+        "out of --engine",
+    ),
+    "a llama-server that somebody named": (
+        nvidia_node(statuses=(NO_CUDA, CPU), named=frozenset({Backend.LLAMA_SERVER_CUDA})),
+        "engines",
+        P,
+        "llama-server-cuda: no llama-server-cuda",
+        "out of --engine",
+    ),
     "versions alone": (nvidia_node(), "ray", OK, "Ray 2.60.0, Python 3.11.7; no head", ""),
     "no ray": (
         nvidia_node(versions=Versions("0.1.0", "3.11.7", None)),
@@ -437,6 +469,19 @@ def test_a_node_in_good_health(facts: NodeFacts) -> None:
 def test_how_a_chip_is_made_is_nothing_to_mend(gpu: GPUInfo, note: str) -> None:
     findings = examine(nvidia_node(snapshot=snapshot(replace(gpu, notes=(note,)))))
     assert not [finding for finding in findings if note in finding.found]
+
+
+def test_another_build_of_vllm_that_nobody_named_is_not_told() -> None:
+    findings = examine(amd_node(statuses=(VLLM_FOR_CUDA, VULKAN, CPU)))
+    assert not [finding for finding in findings if finding.check == "vllm"]
+
+
+def test_one_vllm_is_told_once_and_as_what_it_was_named() -> None:
+    broken = replace(VLLM_WITHOUT_AMDSMI, reason="vLLM at /opt/vllm/bin/python does not run: no torch")
+    statuses = (replace(broken, backend=Backend.VLLM_CUDA), broken, VULKAN, CPU)
+    findings = examine(amd_node(statuses=statuses, named=frozenset({Backend.VLLM_ROCM})))
+    found = [finding.found for finding in findings if finding.check == "vllm"]
+    assert found == [f"vllm-rocm: {broken.reason}"]
 
 
 def test_a_chip_that_has_failed_is_something_to_mend() -> None:

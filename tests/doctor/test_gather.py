@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,14 +16,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.backends.vllm_standin import REAL_VLLM, why_no_vllm
 from tests.hardware.lab import Lab
 from xgen_ray import __version__
-from xgen_ray.doctor import Head, Level, Questions, examine, gather
+from xgen_ray.doctor import Finding, Head, Level, Questions, examine, gather
 from xgen_ray.doctor.devices import read_device_files, read_pci_gpus
 from xgen_ray.doctor.facts import PCIGPU, DeviceFile, Processor
 from xgen_ray.doctor.network import ask_hub, read_clock, read_synchronised
 from xgen_ray.doctor.programs import try_haproxy, try_program
 from xgen_ray.doctor.system import read_disk, read_limits, read_processor, user_name
+from xgen_ray.placement.types import Backend
 
 NOBODY = 65534
 RTX_4090 = (
@@ -63,6 +66,12 @@ def questions(tmp_path: Path, env: dict[str, str], root: Path = Path("/")) -> Qu
     )
 
 
+async def vllm_findings(tmp_path: Path, commands: dict[Backend, tuple[str, ...]]) -> list[Finding]:
+    """What is said of vLLM on this machine, where an operator names ``commands``."""
+    asked = replace(questions(tmp_path, {"PATH": "/usr/bin:/bin"}), commands=commands)
+    return [finding for finding in examine(await gather(asked)) if finding.check == "vllm"]
+
+
 class TestThisMachine:
     @pytest.mark.engine
     async def test_everything_is_looked_at(self, tmp_path: Path) -> None:
@@ -81,6 +90,22 @@ class TestThisMachine:
         (ray,) = [finding for finding in findings if finding.check == "ray"]
         assert ray.level is Level.PROBLEM
         assert "has Ray 0.0.1" in ray.found
+
+    @pytest.mark.engine
+    async def test_a_command_that_is_no_vllm_is_told(self, tmp_path: Path) -> None:
+        found = await vllm_findings(tmp_path, {Backend.VLLM_ROCM: ("/bin/true",)})
+        assert [finding.level for finding in found] == [Level.PROBLEM]
+        assert found[0].found.startswith("vllm-rocm: its command '/bin/true' is neither the Python that has")
+
+    @pytest.mark.engine
+    @pytest.mark.timeout(300)
+    @pytest.mark.skipif(bool(why_no_vllm()), reason=why_no_vllm() or "it is there")
+    async def test_vllms_build_for_the_cpu_named_for_cuda_is_told(self, tmp_path: Path) -> None:
+        python = str(REAL_VLLM / "bin" / "python")
+        found = await vllm_findings(tmp_path, {Backend.VLLM_CUDA: (python,)})
+        assert [finding.level for finding in found] == [Level.PROBLEM]
+        assert f"at {python} is built for cpu, not for cuda" in found[0].found
+        assert "install vLLM's build for cuda" in (found[0].advice or "")
 
     async def test_haproxy_really_runs(self) -> None:
         program = await try_haproxy({"PATH": os.environ["PATH"]}, 20)

@@ -17,8 +17,8 @@ from xgen_ray.doctor.software_checks import (
     check_engines,
     check_haproxy,
     check_hub,
+    check_unable,
     check_versions,
-    check_vllm,
 )
 
 Check = Callable[[NodeFacts], Iterator[Finding]]
@@ -28,7 +28,7 @@ CHECKS: tuple[Check, ...] = (
     check_device_files,
     check_engines_of_gpus,
     check_engines,
-    check_vllm,
+    check_unable,
     check_versions,
     check_haproxy,
     check_processor,

@@ -1,10 +1,10 @@
 """What is known of a node before anything is judged. Sizes are bytes; ``None`` means not known."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from xgen_ray.hardware import NodeSnapshot
-from xgen_ray.placement.types import BackendStatus
+from xgen_ray.placement.types import Backend, BackendStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Hub:
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
     """All that the checks look at. ``head`` and ``hub`` are None where nobody asked for them;
-    ``pci_gpus`` where the bus cannot be read.
+    ``pci_gpus`` where the bus cannot be read. ``named`` are the backends whose command somebody gave.
     """
 
     snapshot: NodeSnapshot
@@ -132,3 +132,4 @@ class NodeFacts:
     haproxy: Program
     head: Head | None = None
     hub: Hub | None = None
+    named: Collection[Backend] = frozenset()

@@ -77,6 +77,7 @@ async def gather(questions: Questions, head: Coroutine[None, None, Head] | None 
         haproxy=haproxy.result(),
         head=told.result(),
         hub=answered.result(),
+        named=frozenset(questions.commands),
     )
 
 

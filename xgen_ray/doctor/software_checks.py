@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from xgen_ray.doctor.facts import Head, NodeFacts, Versions
 from xgen_ray.doctor.findings import Finding, Level
 from xgen_ray.placement import BACKENDS
-from xgen_ray.placement.types import DeviceAPI, Engine
+from xgen_ray.placement.types import BackendStatus, DeviceAPI, Engine
 
 _SLOW_HUB_S = 3.0
 
@@ -57,18 +57,30 @@ def check_engines(facts: NodeFacts) -> Iterator[Finding]:
         yield Finding("engines", Level.NOTE, found, "pip install 'xgen-ray[cpu]'")
 
 
-def check_vllm(facts: NodeFacts) -> Iterator[Finding]:
-    """Of each vLLM that is there and cannot start: which platform it would choose, why, and what to do."""
+def check_unable(facts: NodeFacts) -> Iterator[Finding]:
+    """Of each engine that somebody named and that cannot start, and of each vLLM that is there and cannot:
+    why, and what to do.
+    """
     kinds = {gpu.gpu_type for gpu in facts.snapshot.detection.gpus}
+    unable = [status for status in facts.statuses if not status.available]
     told: set[tuple[str, ...]] = set()
-    for status in facts.statuses:
+    for status in (status for status in unable if status.backend in facts.named):
+        told.add(status.command)
+        advice = status.advice or f"mend what the reason names, or leave {status.backend} out of --engine"
+        yield _unable(status, Level.PROBLEM, advice)
+    for status in unable:
         row = BACKENDS[status.backend]
-        if row.engine is not Engine.VLLM or status.available or not status.command or status.command in told:
+        # One vLLM is looked at for several backends; for those it was not built for it has no command.
+        if row.engine is not Engine.VLLM or not status.command or status.command in told:
             continue
         told.add(status.command)
         level = Level.PROBLEM if kinds & row.gpu_types else Level.WARNING
-        found = f"{status.backend}: {status.reason}"
-        yield Finding("vllm", level, found, status.advice or "mend or remove it")
+        yield _unable(status, level, status.advice or "mend or remove it")
+
+
+def _unable(status: BackendStatus, level: Level, advice: str) -> Finding:
+    check = "vllm" if BACKENDS[status.backend].engine is Engine.VLLM else "engines"
+    return Finding(check, level, f"{status.backend}: {status.reason}", advice)
 
 
 def check_haproxy(facts: NodeFacts) -> Iterator[Finding]:
