@@ -296,19 +296,20 @@ class InMemoryDispatcher:
     """Chooses the first replica that is not to be avoided; waits while there is none.
 
     ``outcomes`` has (replica, outcome) in the order of ``finished``, ``units`` what was answered; ``open``
-    the replicas in use, ``begun`` those that have sent a first byte, ``without_engine`` the models of which
-    requests got no engine.
+    the replicas in use, ``begun`` those that have sent a first byte, ``without_engine`` the model of each
+    request that got no engine, and how it ended.
     """
 
     models: list[ServedModel] = field(default_factory=lambda: [served("m")])
     replicas: dict[str, list[Endpoint]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     outcomes: list[tuple[str, Outcome]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     hints: list[RequestHints] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
-    without_engine: list[str] = field(default_factory=list)
+    without_engine: list[tuple[str, Outcome]] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
     uninformed: bool = False
     waiting: int = 0
@@ -338,6 +339,8 @@ class InMemoryDispatcher:
             raise ModelNotFound(f"no {model}")
         if model in self.failed:
             raise EngineFailed(self.failed[model], "out_of_memory", ("secret log line",))
+        if model in self.refused:
+            raise InvalidRequest(self.refused[model], "x-xgen-pool")
         if model in self.lost:
             raise NotReady(self.lost[model])
         try:
@@ -366,8 +369,9 @@ class InMemoryDispatcher:
         self.outcomes.append((endpoint.replica_id, outcome))
         self.ended.set()
 
-    def unserved(self, model: str) -> None:
-        self.without_engine.append(model)
+    def unserved(self, model: str, outcome: Outcome) -> None:
+        self.without_engine.append((model, outcome))
+        self.ended.set()
 
 
 GPU = GPUReport(

@@ -60,7 +60,9 @@ async def test_while_waiting_for_the_model_to_load() -> None:
             await running.dispatcher.waited.wait()
         async with asyncio.timeout(SOON):
             await running.dispatcher.abandoned.wait()
+            await running.dispatcher.ended.wait()
         assert running.dispatcher.outcomes == []
+        assert running.dispatcher.without_engine == [("m", "cancelled")]
 
 
 async def test_while_waiting_for_the_engines_first_byte() -> None:

@@ -147,6 +147,30 @@ async def test_how_a_request_ended_is_told_apart(status: int, outcome: str) -> N
         assert running.dispatcher.without_engine == []
 
 
+@pytest.mark.parametrize(
+    ("why", "status", "counted"),
+    [
+        ("refused", 400, []),
+        ("failed", 502, [("m", "unserved")]),
+        ("lost", 503, [("m", "unserved")]),
+    ],
+)
+async def test_a_request_without_an_engine_is_counted_unless_it_is_wrong_itself(
+    why: str, status: int, counted: list[tuple[str, str]]
+) -> None:
+    async with stack() as running:
+        getattr(running.dispatcher, why)["m"] = "no engine, and here is why"
+        assert (await ask(running)).status_code == status
+        assert running.dispatcher.without_engine == counted
+
+
+async def test_a_request_for_what_is_not_served_is_not_counted() -> None:
+    async with stack() as running:
+        running.dispatcher.models.clear()
+        assert (await ask(running)).status_code == 404
+        assert running.dispatcher.without_engine == []
+
+
 async def test_while_one_engine_loads_another_answers() -> None:
     async with stack(otherwise=loading) as running, StandInEngine().running() as second:
         await running.dispatcher.add(second.url, "r2")

@@ -86,10 +86,11 @@ async def test_a_request_without_an_engine_is_counted_by_its_model_alone() -> No
     router.apply(RoutingTable("life", 2, {"b": route("b", Phase.LOADING)}))
     with pytest.raises(NotReady):
         await choose(router, "b", 0.0)
-    router.unserved("b")
-    router.unserved("somebody's invention")
+    router.unserved("b", Outcome.UNSERVED)
+    router.unserved("b", Outcome.CANCELLED)
+    router.unserved("somebody's invention", Outcome.UNSERVED)
     (totals,) = router.report().totals
-    assert (totals.stream, ended(totals)) == (Stream("b"), {Outcome.UNSERVED: 1})
+    assert (totals.stream, ended(totals)) == (Stream("b"), {Outcome.UNSERVED: 1, Outcome.CANCELLED: 1})
 
 
 def test_what_is_not_served_any_more_is_forgotten_later() -> None:

@@ -58,8 +58,10 @@ class Dispatcher(Protocol):
         about tokens.
         """
 
-    def unserved(self, model: str) -> None:
-        """A request for which ``choose`` was asked got no engine in all that time."""
+    def unserved(self, model: str, outcome: Outcome) -> None:
+        """A request for which ``choose`` was asked got no engine in all that time: UNSERVED where it was
+        refused, CANCELLED where its client left. Not called for one that was wrong itself.
+        """
 
 
 class ControlPlane(Protocol):

@@ -27,7 +27,7 @@ from xgen_ray.api.tracing import Trace, Tracing
 from xgen_ray.api.upstream import Call, Upstream
 from xgen_ray.api.validation import ParsedBody, parse_body
 from xgen_ray.errors import InvalidRequest, ModelNotFound, XgenRayError
-from xgen_ray.schema import RequestHints, ServedModel
+from xgen_ray.schema import Outcome, RequestHints, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -228,14 +228,17 @@ class Gateway:
         try:
             async with ClientWatch(receive, reply, stall_s=limits.client_stall_s):
                 return await relay.run()
-        except ModelNotFound:
-            raise self._unknown(parsed.model) from None
+        except BaseException as error:
+            outcome = _without_engine(error)
+            if relay.endpoint is None and outcome is not None:
+                self._dispatcher.unserved(parsed.model, outcome)
+            if isinstance(error, ModelNotFound):
+                raise self._unknown(parsed.model) from None
+            raise
         finally:
             note.answered = relay.answered
             if relay.endpoint is not None:
                 note.replica, note.chosen = relay.endpoint.replica_id, relay.endpoint.why
-            else:
-                self._dispatcher.unserved(parsed.model)
 
     async def _options(self, path: str, headers: Mapping[bytes, bytes], reply: Reply) -> None:
         allowed = methods_of(path) or ("GET", "POST", "OPTIONS")
@@ -319,6 +322,15 @@ def _hints(headers: Mapping[bytes, bytes], parsed: ParsedBody, route: Route) -> 
         generates=writes,
         streamed=writes and parsed.streamed,
     )
+
+
+def _without_engine(error: BaseException) -> Outcome | None:
+    """How a request ended that got no engine. None: it was wrong, so there was none to be had for it."""
+    if isinstance(error, InvalidRequest | ModelNotFound):
+        return None
+    # Servers also tell that the client has left by cancelling.
+    left = isinstance(error, ClientGone | asyncio.CancelledError)
+    return Outcome.CANCELLED if left else Outcome.UNSERVED
 
 
 def _engine_headers(headers: Mapping[bytes, bytes], request_id: bytes) -> dict[str, str]:

@@ -8,11 +8,13 @@ from xgen_ray.schema.wire import Wire
 
 
 class Outcome(StrEnum):
-    """How a request ended on an engine.
+    """How a request ended on an engine, or without one. One that was wrong before an engine was asked has no
+    outcome.
 
     FULL: it took no more for now. NOT_READY: it was still loading, and another is asked. FAILED: it broke
     off, refused, or answered with a fault of its own. CLIENT_ERROR: it answered that the request was wrong.
-    CANCELLED: the client left. UNSERVED: there was no engine for it, until it was refused or the client left.
+    CANCELLED: the client left, with an engine or while it waited for one. UNSERVED: there was no engine for
+    it, until it was refused.
     """
 
     OK = "ok"

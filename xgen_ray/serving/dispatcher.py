@@ -180,10 +180,10 @@ class TableDispatcher:
         if not ok:
             self._doubted.add(endpoint.replica_id)
 
-    def unserved(self, model: str) -> None:
-        """A request got no engine, and is refused, or its client has left."""
+    def unserved(self, model: str, outcome: Outcome) -> None:
+        """A request got no engine: it is refused, or its client has left."""
         if model in self._table.routes or self._of_backend(model) is not None:
-            self._traffic.unserved(model, time.monotonic())
+            self._traffic.unserved(model, outcome, time.monotonic())
 
     async def doubted(self) -> frozenset[str]:
         """The replicas that have failed a request since the last call, once there is one. For one caller."""

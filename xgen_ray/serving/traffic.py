@@ -162,10 +162,10 @@ class Traffic:
             if units >= MIN_UNITS:
                 tally.between.add((now - first) / (units - 1))
 
-    def unserved(self, model: str, now: float) -> None:
-        """A request to ``model`` got no engine."""
+    def unserved(self, model: str, outcome: Outcome, now: float) -> None:
+        """A request to ``model`` got no engine, and ended as ``outcome`` says."""
         tally = self._tally(Stream(served_as(model)))
-        tally.ended[_RANK[Outcome.UNSERVED]] += 1
+        tally.ended[_RANK[outcome]] += 1
         tally.last = now
 
     @contextmanager

@@ -62,7 +62,8 @@ METRICS: Final = (
         Kind.COUNTER,
         Source.ROUTER,
         (*_STREAM, "outcome"),
-        "Requests by how they ended on an engine; one that was tried on two counts twice.",
+        "Requests by how they ended; one that was tried on two engines counts twice, one that was wrong "
+        "before it got one not at all.",
     ),
     Metric(
         "xgen_tokens",
