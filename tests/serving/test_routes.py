@@ -1,9 +1,10 @@
 """Routes are made anew for what has changed alone, and are what they would be if all of them were."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.serving.builders import failure, replica
+from tests.serving.builders import failure, replica, request
 from tests.serving.machine_builders import Control
 from xgen_ray.schema import LoadRequest
 from xgen_ray.serving.effects import PrepareApp
@@ -56,6 +57,17 @@ def test_they_are_what_all_of_them_made_anew_would_be(deeds: list[tuple[str, str
         if deed not in ("gone", "restart"):
             others = {key for key in routes if served_as(key) != served_as(name)}
             assert all(routes[key] is before[key] for key in others)
+
+
+@pytest.mark.parametrize(("args", "caches"), [((), True), (("--no-cache-prompt",), False)])
+def test_routers_are_told_whether_an_engine_keeps_the_beginnings_of_prompts(
+    args: tuple[str, ...], caches: bool
+) -> None:
+    fleet = Fleet()
+    fleet.load("m", asked=request("m", options={"extra_args": args}))
+    fleet.feed(ReplicaReported(fleet.place("m"), replica()))
+    (engine,) = fleet.state.table.routes["m"].engines
+    assert engine.caches_prefixes is caches
 
 
 def test_a_name_keeps_its_place_in_the_list() -> None:

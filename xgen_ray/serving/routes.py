@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from xgen_ray.backends.prefix_caching import caches_prefixes
 from xgen_ray.placement.types import Backend
 from xgen_ray.schema import Phase, PoolInfo, ServedModel
 from xgen_ray.serving.state import Model
@@ -140,6 +141,7 @@ def _engines(model: Model) -> tuple[RoutedEngine, ...]:
             pool=model.pool_name or app.backend.value,
             load=_load(replica.status.running, replica.status.waiting, replica.status.load_at),
             wish=model.name,
+            caches_prefixes=caches_prefixes(app.backend, app.plan.options.extra_args),
         )
         for app in model.live
         for key, replica in sorted(app.replicas.items())

@@ -21,6 +21,7 @@ class RoutedEngine:
 
     ``pool`` is what clients may call its pool. ``load`` is its own word, None if it has not said.
     ``wish`` is what control knows its model by, which is told when it was used last.
+    ``caches_prefixes``: it keeps the beginnings of prompts.
     """
 
     replica_id: str

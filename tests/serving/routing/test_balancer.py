@@ -5,6 +5,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -149,6 +150,17 @@ def test_a_prompt_goes_where_its_start_has_been_read() -> None:
     for number in range(3):
         choice = take(made, now, RequestHints(body=start + b"other %d" % number))
         assert (choice.engine, choice.why) == (first.engine, Why.PREFIX)
+        now = serve(made, choice, now, 0.01, 0.001)
+
+
+def test_nobody_is_sent_to_a_beginning_that_is_not_kept() -> None:
+    forgetful = [replace(engine(name), caches_prefixes=False) for name in "ab"]
+    made = balancer(*forgetful)
+    now = teach(made, {"a": 0.001, "b": 0.001})
+    start = b"the same long beginning " * 1000
+    for number in range(8):
+        choice = take(made, now, RequestHints(body=start + b"and %d" % number))
+        assert choice.why is not Why.PREFIX
         now = serve(made, choice, now, 0.01, 0.001)
 
 

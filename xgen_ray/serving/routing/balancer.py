@@ -121,7 +121,7 @@ class Balancer:
             return self._take(least, Why.LEAST_BAD, group, hints, blocks, 0.0, now)
         cached = self._prefixes.cached(blocks, now) if blocks else {}
         facts, why = self._best(group, well, hints, cached, now)
-        saved = cached.get(facts.engine.replica_id, 0.0) if facts.engine.caches_prefixes else 0.0
+        saved = cached.get(facts.engine.replica_id, 0.0)
         return self._take(facts, why, group, hints, blocks, saved, now)
 
     def answering(self, ticket: int, now: float) -> None:
@@ -184,7 +184,7 @@ class Balancer:
         scores = [one.fixed_s + one.byte_s * size + one.unit_s * units for one in well]
         if cached:
             for at, one in enumerate(well):
-                if one.engine.caches_prefixes and (saved := cached.get(one.engine.replica_id)):
+                if saved := cached.get(one.engine.replica_id):
                     scores[at] -= one.byte_s * min(saved, size)
         if hints.session and (kept := self._session(well, scores, seed_of(hints.session), now)):
             return kept, Why.SESSION
@@ -241,7 +241,7 @@ class Balancer:
         group.demand.asked(size if hints.reads else None)
         request = facts.request(self._tickets, hints, max(0.0, size - saved), now)
         self._under_way[request.ticket] = request
-        if blocks:
+        if blocks and facts.engine.caches_prefixes:
             self._prefixes.read(blocks, facts.engine.replica_id, now)
         return Choice(facts.engine, why, request.ticket)
 
