@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from tests.serving.builders import facts, failure, fleet, replica, request
+from xgen_ray.errors import XgenRayError
 from xgen_ray.placement import NodeView
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.effects import (
@@ -18,6 +19,7 @@ from xgen_ray.serving.events import (
     Event,
     LoadAsked,
     LookDone,
+    LookFailed,
     ReplicaReported,
     Restored,
 )
@@ -58,6 +60,9 @@ class Control:
         prepare = only(self.look(name, weight_bytes, *views), PrepareApp)
         effects = self.feed(AppPrepared(prepare.app, prepare.plan, 3.0))
         return only(effects, StartApp).app
+
+    def fail_look(self, error: XgenRayError, name: str = "small", at: float = 3.0) -> tuple[Effect, ...]:
+        return self.feed(LookFailed(name, self.state.models[name].attempt, error, at))
 
     def ready(self, name: str = "small", caller: str = "c1", *views: NodeView) -> str:
         self.load(name, caller)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from xgen_ray.errors import NameConflict
 from xgen_ray.serving.effects import Answer
 
 
@@ -46,7 +47,8 @@ class Callers:
         name, is_load = self._asked[caller]
         if not is_error and is_load is not None:
             self.promised[name] = is_load
-        elif is_load:
+        elif is_load and not isinstance(answer.error, NameConflict):
+            # A load that is refused for its name's sake changes nothing.
             self.promised.pop(name, None)
 
     def hang_up(self) -> None:

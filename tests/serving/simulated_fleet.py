@@ -65,6 +65,8 @@ from xgen_ray.serving.routes import routes_of
 from xgen_ray.serving.state import ControlState, Fleet, Record, ServeState
 from xgen_ray.serving.supply import nodes_at_rest
 
+# What somebody loads under a name that others use for their model.
+OTHER_FILE = "other"
 TTL_S = 45.0
 GRACE_S = 5.0
 DEATHS = (
@@ -182,6 +184,7 @@ class World:
         assert self.state.table.routes == routes_of(self.state.models.values()), f"routes after {event}"
         self.chronicle = note(self.chronicle, before, self.state, self.now)
         self.check_make_before_break(before, event)
+        self.check_wishes(before, event, effects)
         for effect in effects:
             if self.rng.random() < self.mortality:
                 self.note("control dies between two effects")
@@ -314,8 +317,9 @@ class World:
         if not self.looks:
             return
         effect = self.looks.pop(self.rng.randrange(len(self.looks)))
-        if self.faults and self.rng.random() < 0.08:
-            error = self.rng.choice((BadModelFile("the file went away"), NotReady("no node answers")))
+        is_other = effect.request.model == request(OTHER_FILE).model
+        if self.faults and self.rng.random() < (0.5 if is_other else 0.08):
+            error = self.rng.choice((BadModelFile("the file is torn"), NotReady("no node answers")))
             self.inbox.append(LookFailed(effect.name, effect.attempt, error, self.now))
             return
         found = facts(effect.name, self.size_of(effect.name))
@@ -430,13 +434,14 @@ class World:
     def ask(self) -> None:
         name = self.rng.choice(self.names)
         if self.rng.random() < 0.65:
-            self.load(name)
+            # Now and then for another model than the others mean, often one of which the file is torn.
+            self.load(name, OTHER_FILE if self.rng.random() < 0.2 else None)
         else:
             self.feed(UnloadAsked(name, self.callers.ask(name, is_load=False), self.now))
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, file: str | None = None) -> None:
         evict = "idle" if hash_of(name) % 3 == 0 else "never"
-        wish = request(name, **scale_of(name), evict=evict)
+        wish = request(file or name, **scale_of(name), evict=evict)
         self.feed(LoadAsked(name, wish, self.callers.ask(name, is_load=True), self.now))
 
     def restart(self) -> None:
@@ -507,6 +512,23 @@ class World:
             told = isinstance(event, ReplicaReported) and event.failure is None
             if moved and (orders or told) and after.phase is not Phase.UNLOADING and after.apps:
                 assert after.ready >= min(model.ready, model.wanted), f"{name} lost what served; {event}"
+
+    def check_wishes(self, before: ControlState, event: Event, effects: tuple[Effect, ...]) -> None:
+        """A wish that is kept is neither lost nor replaced by a load: it ends by an unload, of an operator,
+        of the configuration, or for the room.
+        """
+        for name, model in before.models.items():
+            after = self.state.models.get(name)
+            if after is None:
+                is_over = model.phase is Phase.UNLOADING or isinstance(event, UnloadAsked)
+                assert is_over or not model.is_kept, f"{name} is lost by {event}"
+            elif model.is_kept and isinstance(event, LoadAsked) and event.name == name:
+                is_same = (after.request, after.is_kept) == (model.request, True)
+                assert is_same, f"{name} is replaced by {event}"
+                assert not any(isinstance(one, Forget) for one in effects), f"{name} is forgotten by {event}"
+        if isinstance(event, Restored):
+            kept = {one.name for one in event.records if one.declared is None and one.proven}
+            assert kept <= self.state.models.keys(), "a restart keeps what is kept"
 
     def crash(self) -> None:
         alive = [(name, key) for name, app in sorted(self.apps.items()) for key in sorted(app.replicas)]

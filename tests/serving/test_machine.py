@@ -89,6 +89,55 @@ def test_a_name_in_use_is_refused_and_nothing_is_disturbed(control: Control) -> 
     assert control.state.models == before.models
 
 
+def lose_place(control: Control) -> None:
+    """A model that has served has no place any more: its wish is kept."""
+    app = control.ready()
+    control.observe({app: ServeState.RUNNING})
+    control.observe({})
+    control.look("small", 100 * GIB, at=21.0)
+    assert control.phase() is Phase.FAILED
+    assert control.state.models["small"].retry_at is not None
+
+
+def test_a_name_that_waits_for_its_place_is_refused_to_others_and_comes_back(control: Control) -> None:
+    lose_place(control)
+    before = control.state.models
+    control.effects.clear()
+    control.load("small", "c2", request("other"))
+    error = control.answers()["c2"].error
+    assert isinstance(error, NameConflict)
+    assert "has failed" in str(error)
+    assert "unload it first" in str(error)
+    assert [type(effect) for effect in control.effects] == [Answer], "nothing is forgotten or looked for"
+    assert control.state.models == before
+    control.load("small", "c3", request("small", evict="idle"))
+    assert isinstance(control.answers()["c3"].error, NameConflict), "as while it serves"
+    control.load("small", "c4", request("small"))
+    assert control.phase() is Phase.RESOLVING, "the same is tried again at once"
+
+
+def test_a_name_that_waits_for_its_place_is_free_once_it_is_unloaded(control: Control) -> None:
+    lose_place(control)
+    control.feed(UnloadAsked("small", "u1", 30.0))
+    assert control.answers()["u1"].error is None
+    control.load("small", "c2", request("other"))
+    assert control.state.models["small"].request == request("other")
+    effects = control.fail_look(BadModelFile("no magic"))
+    assert only(effects, Forget).name == "small"
+    assert control.state.models["small"].retry_at is None
+
+
+def test_a_load_that_never_worked_leaves_nothing_to_the_next_of_its_name(control: Control) -> None:
+    control.load()
+    app = control.place()
+    control.die(app, "bad_model_file")
+    control.load("small", "c2", request("other"))
+    taken = control.state.models["small"]
+    assert (taken.request, taken.facts, taken.failures) == (request("other"), None, ())
+    assert list(taken.apps) == [app], "what is still stopping is stopped to the end"
+    assert not taken.proven
+
+
 def test_an_unload_forgets_first_and_answers_when_the_app_is_gone(control: Control) -> None:
     app = control.ready()
     effects = control.feed(UnloadAsked("small", "u1", 5.0))

@@ -43,6 +43,7 @@ def run(seed: int) -> None:
         world.settle(150)
         check(world)
         check_chronicle(world)
+        check_names(world)
         check_waking(world)
         if seed % SHARE == 0:
             check_draining(world)
@@ -200,6 +201,14 @@ def check_declared(world: World, told: str) -> None:
         assert name in world.scaled or models[name].request == declared, told
         contexts = {app.plan.options.context for app in models[name].live}
         assert contexts <= {declared.options.context}, f"{name} runs with {contexts}; {told}"
+
+
+def check_names(world: World) -> None:
+    """No model gives its name away, whatever it has come to."""
+    for name, model in world.state.models.items():
+        if model.is_kept:
+            world.load(name, "somebody else's")
+            assert world.state.models[name] == model, f"{name} has noticed that its name was asked for"
 
 
 def check_waking(world: World) -> None:

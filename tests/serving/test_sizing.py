@@ -7,11 +7,12 @@ import pytest
 
 from tests.serving.builders import GIB, facts, replica, request, view
 from tests.serving.machine_builders import FIRST, Control, none, only
-from xgen_ray.errors import ModelNotFound, NotReady, PlacementRefused, WrongState
+from xgen_ray.errors import ModelNotFound, NameConflict, NotReady, PlacementRefused, WrongState
 from xgen_ray.schema import LoadRequest, Phase, Scaling
 from xgen_ray.serving.effects import Answer, Forget, Look, PrepareApp, Remember, StopApp
 from xgen_ray.serving.events import (
     AppPrepared,
+    LoadAsked,
     LookDone,
     LookFailed,
     NodesObserved,
@@ -190,6 +191,25 @@ def test_a_load_wakes_it_as_well(control: Sized) -> None:
     assert control.answers()["again"].error is None
 
 
+def test_the_name_of_what_sleeps_is_refused_to_others(control: Sized) -> None:
+    control.loaded(SLEEPER)
+    control.at(110.0, 0)
+    before = control.state.models
+    others = [request("other"), request("small", evict="idle", scaling=SLEEPER)]
+    for number, other in enumerate(others):
+        effects = control.feed(LoadAsked("small", other, f"c{number}", 120.0))
+        error = only(effects, Answer).error
+        assert isinstance(error, NameConflict)
+        assert "sleeps" in str(error)
+        assert "unload it first" in str(error)
+        assert len(effects) == 1, "nothing is forgotten or looked for"
+    assert control.state.models == before
+    control.feed(UnloadAsked("small", "u1", 130.0))
+    control.observe({}, at=131.0)
+    control.load("small", "c9", request("other"))
+    assert control.phase() is Phase.RESOLVING
+
+
 def test_it_sleeps_on_over_a_restart(control: Sized) -> None:
     control.loaded(SLEEPER)
     control.at(110.0, 0)
@@ -243,6 +263,17 @@ def test_scaling_what_is_not_there_or_on_its_way_out(control: Sized) -> None:
     control.feed(UnloadAsked("small", "c3", 20.0))
     control.feed(ScaleAsked("small", 2, None, "c4", 21.0))
     assert isinstance(control.answers()["c4"].error, WrongState)
+
+
+def test_scaling_what_has_failed_is_refused_with_what_to_do_instead(control: Sized) -> None:
+    app = control.ready()
+    control.observe({app: ServeState.RUNNING})
+    control.observe({})
+    control.look("small", 100 * GIB)
+    control.feed(ScaleAsked("small", 2, None, "c2", 30.0))
+    error = control.answers()["c2"].error
+    assert isinstance(error, WrongState)
+    assert "unload it first" in str(error), "its name is refused to a load with another scale"
 
 
 def test_a_model_that_may_sleep_makes_room_without_being_forgotten(control: Sized) -> None:

@@ -207,7 +207,9 @@ def hear_scale(turn: Turn, event: ScaleAsked) -> None:
         turn.answer_unknown(event.caller, event.name)
         return
     if model.phase in (Phase.UNLOADING, Phase.FAILED):
-        message = f"{event.name} is {model.phase.value}: load it again with the scale that it should have"
+        first = "unload it first, then " if model.phase is Phase.FAILED and model.is_kept else ""
+        advice = f"{first}load it again with the scale that it should have"
+        message = f"{event.name} is {model.phase.value}: {advice}"
         turn.effects.append(Answer(event.caller, event.name, WrongState(message)))
         return
     # As if it had been loaded so, which also is what a later load of the same is compared with.

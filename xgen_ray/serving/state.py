@@ -125,14 +125,14 @@ class Model:
     """One wish of the operator and how far it has come.
 
     ``attempt`` numbers the looks for a place within one life of control: the answer to an older one is
-    ignored; ``looking`` says that one is under way. ``callers`` are answered when the load ends,
-    ``leavers`` when the unload ends. ``proven`` means that it has served once: such a wish outlives a
-    failure, a load that never worked does not. A wish that lives on, or lacks replicas, is tried again at
-    ``retry_at``, later after each of its ``setbacks``. ``shortfall`` says why replicas are missing.
-    ``wanted`` is how many replicas there should be now, and ``trend`` where its load is going.
-    ``evicting`` are the models that are leaving to make room; its own name is among them while former
-    engines of it do. ``context_limit`` is what is left of the
-    context after running out of memory. ``last_rung`` is the failure that led to the newest exclusion.
+    ignored; ``looking`` says that one is under way. ``callers`` are answered when the load ends, ``leavers``
+    when the unload ends. ``proven`` means that it has served once: such a wish outlives a failure, a load
+    that never worked does not. A wish that lives on, or lacks replicas, is tried again at ``retry_at``, later
+    after each of its ``setbacks``; None where time cannot mend what it failed of. ``shortfall`` says why
+    replicas are missing. ``wanted`` is how many replicas there should be now, and ``trend`` where its load is
+    going. ``evicting`` are the models that are leaving to make room; its own name is among them while former
+    engines of it do. ``context_limit`` is what is left of the context after running out of memory.
+    ``last_rung`` is the failure that led to the newest exclusion.
     ``declared`` is what the configuration said when it was last applied, None for a model that it does not
     know; ``request`` differs from it where an operator has changed the scale since. ``awaited`` are the nodes
     that it waits for, and ``unfit`` the types of which it has seen one that did not do, with why.
@@ -170,6 +170,11 @@ class Model:
     @property
     def origin(self) -> Origin:
         return Origin.API if self.declared is None else Origin.DECLARED
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the wish outlives a failure: it, and its hold on the name, end by an unload alone."""
+        return self.proven or self.origin is Origin.DECLARED
 
     @property
     def served_as(self) -> str:

@@ -53,23 +53,41 @@ def load(turn: Turn, event: LoadAsked) -> None:
     if model is not None and model.declared is not None and model.request != event.request:
         message = f"the configuration declares {event.name} otherwise: change it there, or take another name"
         turn.effects.append(Answer(event.caller, event.name, NameConflict(message)))
-    elif model is None or model.phase in (Phase.FAILED, Phase.SLEEPING):
-        fresh = asked_anew(model or new_model(event.name, event.request, event.at), event.request)
-        turn.seek(replace(fresh, callers=frozenset({event.caller})), event.at, "asked for")
-    elif model.phase is Phase.UNLOADING:
+    elif model is not None and model.phase is Phase.UNLOADING:
         message = f"{event.name} is being unloaded; try again in a few seconds"
         turn.effects.append(Answer(event.caller, event.name, WrongState(message)))
+    elif model is None or (model.phase is Phase.FAILED and not model.is_kept):
+        _begin(turn, _in_place_of(model, event), event)
     elif model.request != event.request:
-        message = (
-            f"{event.name} already serves {model.request.model}"
-            f"{' with other options' if model.request.model == event.request.model else ''}; "
-            "unload it first or give this one another name"
-        )
-        turn.effects.append(Answer(event.caller, event.name, NameConflict(message)))
+        turn.effects.append(Answer(event.caller, event.name, _name_taken(model, event.request)))
+    elif model.phase in (Phase.FAILED, Phase.SLEEPING):
+        _begin(turn, asked_anew(model, event.request), event)
     elif model.phase in (Phase.READY, Phase.RECOVERING):
         turn.effects.append(Answer(event.caller, event.name))
     else:
         turn.put(replace(model, callers=model.callers | {event.caller}))
+
+
+def _begin(turn: Turn, model: Model, event: LoadAsked) -> None:
+    turn.seek(replace(model, callers=frozenset({event.caller})), event.at, "asked for")
+
+
+def _in_place_of(failed: Model | None, event: LoadAsked) -> Model:
+    """The model that a load makes where its name is free, or has that of a load that never worked."""
+    if failed is not None and failed.request == event.request:
+        return asked_anew(failed, event.request)
+    fresh = new_model(event.name, event.request, event.at)
+    # Another model: nothing that was learned is of it. What is still stopping is seen to its end.
+    return fresh if failed is None else replace(fresh, apps=failed.apps)
+
+
+def _name_taken(holder: Model, request: LoadRequest) -> NameConflict:
+    states = {Phase.SLEEPING: "sleeps, and wakes to serve", Phase.FAILED: "has failed, and is kept for"}
+    options = " with other options" if holder.request.model == request.model else ""
+    return NameConflict(
+        f"{holder.name} {states.get(holder.phase, 'already serves')} {holder.request.model}{options}; "
+        "unload it first or give this one another name"
+    )
 
 
 def unload(turn: Turn, event: UnloadAsked) -> None:
