@@ -5,9 +5,13 @@ import pytest
 from tests.serving.builders import GIB, failure, radeon, replica, request, view
 from tests.serving.machine_builders import Control, none, only
 from xgen_ray.errors import (
+    BadModelFile,
+    DownloadFailed,
     EngineFailed,
+    InvalidRequest,
     ModelNotFound,
     UnknownOption,
+    XgenRayError,
 )
 from xgen_ray.placement.types import Backend
 from xgen_ray.process.types import FailureClass
@@ -24,6 +28,7 @@ from xgen_ray.serving.events import (
     AppPrepared,
     AppStartFailed,
     ExclusionsLifted,
+    NodesObserved,
     ReplicaReported,
     Restored,
 )
@@ -88,6 +93,49 @@ def test_a_bad_file_is_never_tried_again(control: Control) -> None:
     assert none(effects, Look)
     assert control.phase() is Phase.FAILED
     assert control.state.exclusions == ()
+
+
+@pytest.mark.parametrize("kind", ["bad_model_file", "unknown_flag"])
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_what_time_cannot_mend_is_kept_and_not_tried_again(kind: str, *, is_declared: bool) -> None:
+    """Neither where the configuration declares it, nor where it has served before."""
+    control = Control(Restored((), {"small": request()} if is_declared else {}, {}, "life1", 0.0))
+    app = control.place() if is_declared else control.ready()
+    effects = control.die(app, kind)
+    assert control.phase() is Phase.FAILED
+    assert none(effects, Forget)
+    record = only(effects, Remember).record
+    for moment in (26.0, 1010.0):
+        assert none(control.observe({}, at=moment), Look)
+        control.feed(NodesObserved({"n1": "node-n1", f"n{moment}": "another"}, moment))
+    assert control.phase() is Phase.FAILED
+    assert kind in control.state.models["small"].reason
+    route = control.state.table.routes["small"]
+    assert (route.will_retry, route.reason) == (False, control.state.models["small"].reason)
+
+    again = Control(Restored((record,), {"small": request()} if is_declared else {}, {}, "life2", 2000.0))
+    assert only(again.effects, Look).name == "small", "the next life of control tries it"
+    control.effects.clear()
+    control.load(caller="c2")
+    assert only(control.effects, Look).name == "small", "and whoever asks for it"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried_again"),
+    [
+        (BadModelFile("no magic"), False),
+        (InvalidRequest("which of its files?"), False),
+        (DownloadFailed("the hub is away"), True),
+        (ModelNotFound("the disk is not there"), True),
+    ],
+)
+def test_a_declared_model_is_looked_for_again_where_that_may_help(
+    error: XgenRayError, *, is_tried_again: bool
+) -> None:
+    control = Control(Restored((), {"small": request()}, {}, "life1", 0.0))
+    control.fail_look(error)
+    assert control.phase() is Phase.FAILED
+    assert none(control.observe({}, at=20.0), Look) is not is_tried_again
 
 
 @pytest.mark.parametrize("kind", sorted(RULES))

@@ -6,6 +6,7 @@ from tests.serving.builders import replica, request
 from tests.serving.machine_builders import Control, none, only
 from xgen_ray.errors import (
     BadModelFile,
+    ModelNotFound,
 )
 from xgen_ray.schema import Phase
 from xgen_ray.serving.effects import (
@@ -57,7 +58,7 @@ def test_a_proven_model_that_fails_later_stays_wished_for(control: Control) -> N
     fresh = Control(None)
     fresh.feed(Restored((record(),), {}, {}, "life2", 50.0))
     attempt = fresh.state.models["small"].attempt
-    fresh.feed(LookFailed("small", attempt, BadModelFile("disk is away"), 51.0))
+    fresh.feed(LookFailed("small", attempt, ModelNotFound("disk is away"), 51.0))
     assert fresh.phase() is Phase.FAILED
     assert none(fresh.effects, Forget)
 
@@ -68,7 +69,7 @@ def test_a_wish_that_lives_on_is_tried_again_and_less_and_less_often() -> None:
     moments = [0.0]
     for _ in range(8):
         attempt = fresh.state.models["small"].attempt
-        fresh.feed(LookFailed("small", attempt, BadModelFile("disk is away"), moments[-1]))
+        fresh.feed(LookFailed("small", attempt, ModelNotFound("disk is away"), moments[-1]))
         retry_at = fresh.state.models["small"].retry_at
         assert retry_at is not None
         assert none(fresh.observe({}, at=retry_at - 0.1), Look)
@@ -110,7 +111,7 @@ def test_who_asks_again_is_not_held_against_what_was_tried(control: Control) -> 
 def test_a_load_that_never_worked_is_not_tried_again(control: Control) -> None:
     control.load()
     attempt = control.state.models["small"].attempt
-    control.feed(LookFailed("small", attempt, BadModelFile("no magic"), 3.0))
+    control.feed(LookFailed("small", attempt, ModelNotFound("disk is away"), 3.0))
     assert none(control.observe({}, at=100_000.0), Look)
 
 

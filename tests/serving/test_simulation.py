@@ -96,6 +96,11 @@ def check(world: World) -> None:
         check_size(model, told)
     assert not any(model.looking for model in models.values()), told
     assert all(model.reason for model in models.values() if model.phase is Phase.FAILED), told
+    for model in models.values():
+        if model.phase is Phase.FAILED and model.is_kept:
+            # The reasons of what time cannot mend, in this world.
+            is_final = "file" in model.reason
+            assert (model.retry_at is None) is is_final, f"{model.name}: {model.retry_at}; {told}"
     short = [model for model in models.values() if model.phase is Phase.READY and missing_replicas(model) > 0]
     assert all(model.shortfall and model.retry_at for model in short), (
         f"{told}; without a word on what is missing"

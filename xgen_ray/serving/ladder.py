@@ -6,6 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from xgen_ray.errors import BadModelFile, EngineFailed, InvalidRequest, XgenRayError
 from xgen_ray.process.types import FailureClass
 
 # Not an engine's failure: the replica found no lease of its app on the node.
@@ -60,6 +61,17 @@ RULES: Final[Mapping[FailureClass, Rule]] = MappingProxyType(
         FailureClass.KILLED: Rule(4, Step.DESCEND, "it was killed from outside"),
     }
 )
+
+
+# What no later try mends by itself.
+_FINAL = frozenset(kind.value for kind, rule in RULES.items() if rule.then is Step.GIVE_UP)
+
+
+def is_final(error: XgenRayError) -> bool:
+    """Whether the file or the request is at fault, so that no load ends otherwise until one is mended."""
+    if isinstance(error, EngineFailed):
+        return error.failure in _FINAL
+    return isinstance(error, BadModelFile | InvalidRequest)
 
 
 def next_step(deaths: Sequence[tuple[float, str]], *, can_shrink: bool) -> tuple[Step, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from xgen_ray.errors import ModelNotFound, XgenRayError
 from xgen_ray.placement import Exclusion, NodeType, Observation
-from xgen_ray.schema import Origin, Phase
+from xgen_ray.schema import Phase
 from xgen_ray.serving.effects import (
     Answer,
     AskForNodes,
@@ -20,6 +20,7 @@ from xgen_ray.serving.effects import (
     RememberLessons,
     StopApp,
 )
+from xgen_ray.serving.ladder import is_final
 from xgen_ray.serving.pace import Pace, Place
 from xgen_ray.serving.routes import changed_routes
 from xgen_ray.serving.state import App, AppPhase, AppRecord, ControlState, Model, Record, ServeState
@@ -224,10 +225,11 @@ def record_of(model: Model) -> Record:
 
 
 def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
-    """The load ends here. The wish is kept only if it has worked before, or was declared."""
+    """The load ends here. The wish is kept only if it has worked before, or was declared; it is tried again
+    where a later try may end otherwise.
+    """
     for app in model.live:
         model = turn.stop_app(model, app)
-    wished = model.proven or model.origin is Origin.DECLARED
     failed = replace(
         model,
         phase=Phase.FAILED,
@@ -239,9 +241,9 @@ def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
         awaited=None,
         evicting=frozenset(),
         setbacks=model.setbacks + 1,
-        retry_at=at + retry_pause(model) if wished else None,
+        retry_at=at + retry_pause(model) if model.is_kept and not is_final(error) else None,
     )
-    if wished:
+    if model.is_kept:
         turn.remember(failed)
     else:
         turn.effects.append(Forget(model.name))
