@@ -76,6 +76,29 @@ def test_a_pool_that_fails_leaves_the_name_ready(control: Sized) -> None:
     assert routes["m"].model.ready
 
 
+def test_of_pools_that_have_failed_one_that_is_tried_again_speaks_for_the_name(control: Sized) -> None:
+    ready(control, "m@a", wish(pool="a"), "in-a")
+    ready(control, "m@b", wish(pool="b"), "in-b")
+    first, second = (control.state.models[name].live[0].name for name in ("m@a", "m@b"))
+    control.die(first, "bad_model_file", replica_id="in-a")
+    control.die(second, "canary_failed", replica_id="in-b")
+    control.look("m@b")
+    assert control.phase("m@a") is control.phase("m@b") is Phase.FAILED
+    assert control.state.table.routes["m"].will_retry
+    assert not control.state.table.routes["m@a"].will_retry
+
+
+def test_a_pool_that_has_failed_does_not_keep_another_asleep(control: Sized) -> None:
+    ready(control, "m@a", wish(pool="a"), "in-a")
+    ready(control, "m@b", wish(pool="b", scaling=SLEEPER), "in-b")
+    control.at(200.0, 0)
+    assert control.phase("m@b") is Phase.SLEEPING
+    control.die(control.state.models["m@a"].live[0].name, "bad_model_file", 201.0, "in-a")
+    assert control.state.table.routes["m"].phase is Phase.SLEEPING
+    effects = control.feed(WakeAsked(frozenset({"m"}), 210.0))
+    assert only(effects, Look).name == "m@b"
+
+
 def test_how_busy_engines_are_is_told_only_where_there_is_a_choice(control: Sized) -> None:
     ready(control, "m@a", wish(pool="a"), "in-a")
     version = control.state.table.version

@@ -83,7 +83,8 @@ def _routes_to(name: str, pools: Sequence[Model]) -> Mapping[str, Route]:
 
 
 def _route(name: str, pools: Sequence[Model]) -> Route:
-    best = min(pools, key=lambda model: _BEST_FIRST.index(model.phase))
+    # Of pools that have failed one that is tried again speaks for the name.
+    best = min(pools, key=lambda model: (_BEST_FIRST.index(model.phase), model.retry_at is None))
     live = [app for model in pools for app in model.live]
     options = live[0].plan.options if live else None
     served = ServedModel(
