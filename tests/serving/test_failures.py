@@ -96,12 +96,9 @@ def test_a_bad_file_is_never_tried_again(control: Control) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bad_model_file", "unknown_flag"])
-@pytest.mark.parametrize("is_declared", [True, False])
-def test_what_time_cannot_mend_is_kept_and_not_tried_again(kind: str, *, is_declared: bool) -> None:
-    """Neither where the configuration declares it, nor where it has served before."""
-    control = Control(Restored((), {"small": request()} if is_declared else {}, {}, "life1", 0.0))
-    app = control.place() if is_declared else control.ready()
-    effects = control.die(app, kind)
+def test_what_time_cannot_mend_is_kept_and_not_tried_again(kind: str) -> None:
+    control = Control(Restored((), {"small": request()}, {}, "life1", 0.0))
+    effects = control.die(control.place(), kind)
     assert control.phase() is Phase.FAILED
     assert none(effects, Forget)
     record = only(effects, Remember).record
@@ -113,11 +110,18 @@ def test_what_time_cannot_mend_is_kept_and_not_tried_again(kind: str, *, is_decl
     route = control.state.table.routes["small"]
     assert (route.will_retry, route.reason) == (False, control.state.models["small"].reason)
 
-    again = Control(Restored((record,), {"small": request()} if is_declared else {}, {}, "life2", 2000.0))
+    again = Control(Restored((record,), {"small": request()}, {}, "life2", 2000.0))
     assert only(again.effects, Look).name == "small", "the next life of control tries it"
     control.effects.clear()
     control.load(caller="c2")
     assert only(control.effects, Look).name == "small", "and whoever asks for it"
+
+
+def test_a_file_that_has_served_may_be_on_a_share_that_is_away(control: Control) -> None:
+    control.die(control.ready(), "bad_model_file")
+    assert control.phase() is Phase.FAILED
+    assert control.state.table.routes["small"].will_retry
+    assert only(control.observe({}, at=1010.0), Look).name == "small"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from tests.serving.builders import GIB, radeon, replica, request, view
 from tests.serving.machine_builders import Control, only
 from tests.serving.test_sizing import LOAD_S, RULE, SLEEPER, Sized
-from xgen_ray.errors import EngineFailed
+from xgen_ray.errors import BadModelFile, EngineFailed
 from xgen_ray.placement import NodeDemand
 from xgen_ray.schema import LoadRequest, Phase
 from xgen_ray.serving.effects import Look, PrepareApp
@@ -77,11 +77,10 @@ def test_a_pool_that_fails_leaves_the_name_ready(control: Sized) -> None:
 
 
 def test_of_pools_that_have_failed_one_that_is_tried_again_speaks_for_the_name(control: Sized) -> None:
-    ready(control, "m@a", wish(pool="a"), "in-a")
+    control.load("m@a", asked=wish(pool="a"))
+    control.feed(LookFailed("m@a", control.state.models["m@a"].attempt, BadModelFile("no magic"), 5.0))
     ready(control, "m@b", wish(pool="b"), "in-b")
-    first, second = (control.state.models[name].live[0].name for name in ("m@a", "m@b"))
-    control.die(first, "bad_model_file", replica_id="in-a")
-    control.die(second, "canary_failed", replica_id="in-b")
+    control.die(control.state.models["m@b"].live[0].name, "canary_failed", replica_id="in-b")
     control.look("m@b")
     assert control.phase("m@a") is control.phase("m@b") is Phase.FAILED
     assert control.state.table.routes["m"].will_retry

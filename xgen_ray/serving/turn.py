@@ -230,6 +230,8 @@ def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
     """
     for app in model.live:
         model = turn.stop_app(model, app)
+    # What has served has a good file: it may lie on a share that is away.
+    again = model.is_kept and (model.proven or not is_final(error))
     failed = replace(
         model,
         phase=Phase.FAILED,
@@ -241,7 +243,7 @@ def fail(turn: Turn, model: Model, error: XgenRayError, at: float) -> None:
         awaited=None,
         evicting=frozenset(),
         setbacks=model.setbacks + 1,
-        retry_at=at + retry_pause(model) if model.is_kept and not is_final(error) else None,
+        retry_at=at + retry_pause(model) if again else None,
     )
     if model.is_kept:
         turn.remember(failed)
