@@ -120,6 +120,8 @@ def test_the_plan_follows_what_is_typed_and_faults_stand_at_their_fields(browser
         choose(page, GGUF)
         dialog, verdict = page.get_by_role("dialog"), page.locator(".verdict")
         expect(verdict).to_contain_text("would run on")
+        other = "[1] AMD Radeon Graphics: llama-server-cuda is not for amd_rdna GPUs"
+        expect(dialog.locator(".verdicts")).to_contain_text(other)
         dialog.get_by_label("Context length").fill("900000")
         expect(page.locator("#fault-context")).to_contain_text("131072 tokens that the model was trained for")
         expect(verdict).to_have_class(re.compile("no"))

@@ -41,6 +41,7 @@ from xgen_ray.schema import (
     FootprintLine,
     GPUReport,
     GPUsReport,
+    GPUVerdictReport,
     LeaseReport,
     LiftRequest,
     LoadRequest,
@@ -71,6 +72,7 @@ CANDIDATES = (
         needs_bytes=int(41.2 * GIB),
     ),
 )
+NO_ROOM = "has 600 MiB free, needs 900 MiB for 512 tokens"
 REFUSAL = "refused.gguf needs 41.2 GiB; this node has 20.0 GiB. Lower the context or add memory."
 EVERYWHERE = "refused-everywhere.gguf needs 41.2 GiB on node gpu-1, the nearest of 4."
 
@@ -83,8 +85,12 @@ def on_nodes(*, fits: bool) -> tuple[VerdictReport, ...]:
         fits=fits,
         reasons=() if fits else ("needs 41.2 GiB, [0] NVIDIA L4 has 20.0 GiB free",),
         needs_bytes=int(41.2 * GIB),
+        gpus=tuple(_of_card(place, fits=fits) for place in range(3)),
     )
-    no_card = [cuda.model_copy(update={"node": name, "fits": False, "reasons": (NO_GPU,)}) for name in "ab"]
+    no_card = [
+        cuda.model_copy(update={"node": name, "fits": False, "reasons": (NO_GPU,), "gpus": ()})
+        for name in "ab"
+    ]
     return (
         VerdictReport(
             node="gpu-1",
@@ -96,6 +102,14 @@ def on_nodes(*, fits: bool) -> tuple[VerdictReport, ...]:
         VerdictReport(node="b", fits=False, reasons=("no GPU",), candidates=(no_card[1],)),
         VerdictReport(node="c", fits=None, reasons=("enough others looked better",)),
     )
+
+
+def _of_card(place: int, *, fits: bool) -> GPUVerdictReport:
+    """Three cards: with room only on the first, if on any."""
+    if fits and place == 0:
+        reason = "would take 19.0 GiB of 20.0 GiB free"
+        return GPUVerdictReport(id=0, name="NVIDIA L4", chosen=True, fits=True, reason=reason)
+    return GPUVerdictReport(id=place, name="NVIDIA L4", chosen=False, fits=False, reason=NO_ROOM)
 
 
 EXCLUSIONS = (
@@ -558,7 +572,7 @@ def _plan(model: str) -> PlanReport:
 
 
 def _told(verdicts: tuple[VerdictReport, ...]) -> tuple[CandidateReport, ...]:
-    return tuple(candidate for verdict in verdicts for candidate in verdict.candidates)
+    return tuple(one.model_copy(update={"gpus": ()}) for verdict in verdicts for one in verdict.candidates)
 
 
 def refused_everywhere(model: str) -> PlanReport:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Call
-from tests.cli.fleet import EVERYWHERE, KEY, NO_GPU, REFUSAL, Fleet, ready, spread_out
+from tests.cli.fleet import EVERYWHERE, KEY, NO_GPU, NO_ROOM, REFUSAL, Fleet, ready, spread_out
 from xgen_ray import __version__
 from xgen_ray.cli.exits import ExitCode
 from xgen_ray.placement.types import Backend, EngineOptions
@@ -338,6 +338,9 @@ def test_a_plan_of_several_nodes_has_all_their_reasons(call: Call, fleet: Fleet)
         ["a, b", "no", "no GPU"],
         ["c", "-", "enough others looked better"],
         ["gpu-1", "llama-server-cuda", "yes", "41.2 GiB", "-"],
+        ["NODE", "GPU", "BACKEND", "FITS", "WHY"],
+        ["gpu-1", "[0] NVIDIA L4", "llama-server-cuda", "yes", "would take 19.0 GiB of 20.0 GiB free"],
+        ["gpu-1", "[1, 2] NVIDIA L4", "llama-server-cuda", "no", NO_ROOM],
         ["leaves", "old: idle, unloaded first"],
     ):
         assert row in rows
@@ -349,6 +352,12 @@ def test_a_refused_plan_says_what_could_leave(call: Call) -> None:
     result = call("plan", "/models/refused-everywhere.gguf")
     assert result.exit_code == ExitCode.REFUSED
     assert "--evict idle unloads old, older first" in result.stdout
+    assert re.search(rf"gpu-1 +\[0, 1, 2\] NVIDIA L4 +llama-server-cuda +no +{NO_ROOM}", result.stdout)
+    as_json = call("plan", "/models/refused-everywhere.gguf", "--json")
+    (cuda,) = PlanReport.model_validate_json(as_json.stdout).nodes[0].candidates
+    assert [(gpu.id, gpu.fits, gpu.reason) for gpu in cuda.gpus] == [
+        (place, False, NO_ROOM) for place in range(3)
+    ]
 
 
 @pytest.mark.parametrize("option", [("--node", "a"), ("--evict", "idle"), ("--replicas", "2")])

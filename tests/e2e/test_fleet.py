@@ -289,6 +289,11 @@ def test_either_vendor_of_one_machine_can_be_asked_for(
     answer = fleet.small("geforce", on=["mixed"], options={"backend": CUDA})
     assert answer.status_code == 409, answer.text
     assert "NVIDIA GeForce RTX 4090 has 700 MiB free" in answer.json()["error"]["message"]
+    (node,) = [one for one in fleet.plan(on=["mixed"])["nodes"] if one["node"] == "mixed"]
+    (cuda,) = [one for one in node["candidates"] if one["backend"] == CUDA]
+    reasons = {gpu["name"]: gpu["reason"] for gpu in cuda["gpus"]}
+    assert reasons["AMD Radeon Graphics"] == "llama-server-cuda is not for amd_rdna GPUs"
+    assert reasons["NVIDIA GeForce RTX 4090"].startswith("has 700 MiB free, needs ")
 
 
 def test_both_cards_of_a_node_are_used(fleet: Fleet, settled: dict[str, dict[str, Any]]) -> None:

@@ -208,6 +208,27 @@ def test_the_same_question_has_the_same_answer_in_any_order(
 
 @EXAMPLES
 @given(st.data(), FACTS, options(), nodes())
+def test_what_is_said_of_each_gpu_is_what_was_decided(
+    data: st.DataObject, facts: ModelFacts, wish: EngineOptions, drawn: tuple[NodeSnapshot, NodeUsage | None]
+) -> None:
+    snapshot, now = drawn
+    statuses = data.draw(installed(snapshot))
+    told = plan(facts, wish, snapshot, statuses, usage=now, per_gpu=True)
+    quiet = tuple(replace(item, gpus=()) for item in told.candidates)
+    assert replace(told, candidates=quiet) == plan(facts, wish, snapshot, statuses, usage=now)
+    gpus = snapshot.detection.gpus
+    for item in told.candidates:
+        event(f"{item.backend}: {len(item.gpus)} GPUs")
+        assert [gpu.position for gpu in item.gpus] in ([], list(range(len(gpus))))
+        assert all(gpu.reason and gpu.fits >= gpu.chosen for gpu in item.gpus)
+        assert item.fits or not any(gpu.fits for gpu in item.gpus)
+        if isinstance(told, Plan):
+            chosen = {gpus[gpu.position] for gpu in item.gpus if gpu.chosen}
+            assert chosen == (set(told.options.gpus) if item.backend is told.backend else set())
+
+
+@EXAMPLES
+@given(st.data(), FACTS, options(), nodes())
 def test_exclusions_are_kept(
     data: st.DataObject, facts: ModelFacts, wish: EngineOptions, drawn: tuple[NodeSnapshot, NodeUsage | None]
 ) -> None:

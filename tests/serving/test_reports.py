@@ -1,6 +1,6 @@
-from tests.placement.builders import dense, rtx4090
+from tests.placement.builders import dense, igpu, rtx4090
 from tests.placement.fleets import view
-from xgen_ray.placement import EngineOptions, FleetPlan, plan_fleet
+from xgen_ray.placement import Backend, EngineOptions, FleetPlan, plan_fleet
 from xgen_ray.serving.reports import plan_report
 
 
@@ -22,3 +22,17 @@ def test_a_plan_for_all_replicas_lacks_nothing() -> None:
     report = plan_report("dense-8b", decision)
     assert (report.missing, report.shortfall) == (0, None)
     assert report.message.startswith("would run by llama-server-vulkan: ")
+
+
+def test_each_gpu_is_told_of_once_with_its_node() -> None:
+    decision = plan_fleet(dense(8), EngineOptions(), [view("gpu-1", rtx4090(), igpu())], per_gpu=True)
+    report = plan_report("dense-8b", decision)
+    (node,) = report.nodes
+    (cuda,) = [item for item in node.candidates if item.backend is Backend.LLAMA_SERVER_CUDA]
+    assert [(gpu.id, gpu.name, gpu.chosen, gpu.fits) for gpu in cuda.gpus] == [
+        (0, "NVIDIA GeForce RTX 4090", False, True),
+        (1, "AMD Radeon Graphics", False, False),
+    ]
+    assert cuda.gpus[1].reason == "llama-server-cuda is not for amd_rdna GPUs"
+    assert len(report.candidates) == len(node.candidates)
+    assert not any(item.gpus for item in report.candidates)

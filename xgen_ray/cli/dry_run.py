@@ -32,6 +32,7 @@ def plan_here(request: LoadRequest) -> PlanReport:
         inventory.statuses,
         usage=inventory.usage,
         policy=inventory.policy,
+        per_gpu=True,
     )
     report = one_node_report(request.model, decision)
     if isinstance(decision, Plan):

@@ -9,6 +9,7 @@ from xgen_ray.hardware.types import NodeSnapshot, NodeUsage
 from xgen_ray.models.types import ModelFacts
 from xgen_ray.placement.estimates import Observation
 from xgen_ray.placement.explain import refusal_message
+from xgen_ray.placement.pergpu import behind, with_gpu_verdicts
 from xgen_ray.placement.policy import DEFAULT_POLICY, PlacementPolicy
 from xgen_ray.placement.question import Cause, Leased, Question, Weighed, no
 from xgen_ray.placement.rows import BACKENDS, VLLM_ROCM_GFX, preference
@@ -75,6 +76,7 @@ def plan(
     taken: frozenset[str] = frozenset(),
     leased_gpus: frozenset[str] = frozenset(),
     observations: Sequence[Observation] = (),
+    per_gpu: bool = False,
 ) -> Plan | Refusal:
     """Where ``facts`` goes on this node, or why nowhere.
 
@@ -83,14 +85,15 @@ def plan(
 
     ``leased_threads`` compute for other models, so this one gets fewer. GPUs whose keys are ``taken`` are
     not offered, because another model has them whole; one of ``leased_gpus`` is never given whole.
-    ``observations``, oldest first, correct the bills.
+    ``observations``, oldest first, correct the bills. With ``per_gpu`` the candidates tell of each GPU, to
+    show it: that changes no decision, and takes about as long again.
     """
     task = options.task or facts.task
     leased = Leased(leased_threads, taken, leased_gpus)
     question = Question(facts, task, options, snapshot, usage, policy, leased, tuple(observations))
     found = survey(snapshot, statuses, policy)
     weighed = tuple(
-        _weigh_one(BACKENDS[backend], found[backend], question, exclusions)
+        _weigh_one(BACKENDS[backend], found[backend], question, exclusions, per_gpu=per_gpu)
         for backend in preference(facts.format)
     )
     chosen = next((item for item in weighed if item.candidate.fits), None)
@@ -118,7 +121,7 @@ def model_name(facts: ModelFacts) -> str:
 
 
 def _weigh_one(
-    row: BackendRow, found: Found, question: Question, exclusions: Mapping[Backend, str]
+    row: BackendRow, found: Found, question: Question, exclusions: Mapping[Backend, str], *, per_gpu: bool
 ) -> Weighed:
     facts, asked = question.facts, question.options.backend
     if asked is not None and asked is not row.backend:
@@ -128,7 +131,8 @@ def _weigh_one(
         return no(row, Cause.FORMAT, [f"it reads {formats}; the model is {facts.format}"])
     if row.backend in exclusions:
         return no(row, Cause.EXCLUDED, [f"excluded: {exclusions[row.backend]}"])
-    return weigh(row, found, question)
+    weighed = weigh(row, found, question)
+    return with_gpu_verdicts(row, found, question, weighed) if per_gpu else weighed
 
 
 def _worth_saying(item: Weighed, question: Question) -> bool:
@@ -141,7 +145,8 @@ def _against(candidate: Candidate, backend: Backend, facts: ModelFacts) -> Candi
     """``candidate`` as a plan shows it: one that would have fitted says what came first."""
     if not candidate.fits or candidate.backend is backend:
         return candidate
-    return replace(candidate, reasons=(f"it fits too, but {backend} comes first for {facts.format}",))
+    reason = f"it fits too, but {backend} comes first for {facts.format}"
+    return replace(behind(candidate, backend), reasons=(reason,))
 
 
 def _why(chosen: Weighed, question: Question, weighed: Sequence[Weighed]) -> str:

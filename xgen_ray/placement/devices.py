@@ -1,7 +1,7 @@
 """Which device of an engine's list is which GPU of the node, and which GPUs a backend can use."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -66,16 +66,24 @@ def usable_gpus(
     row: BackendRow, gpus: Sequence[GPUInfo], devices: Sequence[EngineDevice], policy: PlacementPolicy
 ) -> tuple[tuple[UsableGPU, ...], tuple[str, ...]]:
     """The GPUs that ``row`` can use, and for each of the others why not."""
+    usable, why_not = sorted_out(row, gpus, devices, policy)
+    return usable, tuple(f"{gpus[place].device_name}: {reason}" for place, reason in why_not.items())
+
+
+def sorted_out(
+    row: BackendRow, gpus: Sequence[GPUInfo], devices: Sequence[EngineDevice], policy: PlacementPolicy
+) -> tuple[tuple[UsableGPU, ...], Mapping[int, str]]:
+    """The GPUs that ``row`` can use, and by the position of each of the others why not."""
     kept: list[tuple[int, GPUInfo]] = []
-    reasons: list[str] = []
+    why_not: dict[int, str] = {}
     for position, gpu in enumerate(gpus):
         reason = unsupported(row, gpu, policy)
         if reason is None:
             kept.append((position, gpu))
         else:
-            reasons.append(f"{gpu.device_name}: {reason}")
+            why_not[position] = reason
     if row.engine is Engine.VLLM:
-        return tuple(UsableGPU(position, gpu) for position, gpu in kept), tuple(reasons)
+        return tuple(UsableGPU(position, gpu) for position, gpu in kept), why_not
     own = [device for device in devices if _of_row(row, device)]
     found = match(kept, own)
     if own and row.device_api is DeviceAPI.CUDA and any(gpu.mig_profile is not None for _, gpu in kept):
@@ -88,8 +96,8 @@ def usable_gpus(
             usable.append(UsableGPU(position, gpu, found[position]))
         else:
             listed = ", ".join(device.description for device in devices) or "none"
-            reasons.append(f"{gpu.device_name}: the engine does not list it (it lists: {listed})")
-    return tuple(usable), tuple(reasons)
+            why_not[position] = f"the engine does not list it (it lists: {listed})"
+    return tuple(usable), why_not
 
 
 def unsupported(row: BackendRow, gpu: GPUInfo, policy: PlacementPolicy) -> str | None:

@@ -1,5 +1,6 @@
 """Whether a bill can be paid from the budgets, and by how much it cannot."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -67,19 +68,36 @@ def shortage(
 ) -> Shortage | None:
     """What is missing on the GPUs, else in RAM; None when the bill can be paid."""
     size = _size(row, options)
-    if row.engine is Engine.VLLM and gpus:
-        share = f"gpu_memory_utilization is {options.gpu_memory_utilization:.2f}"
-        for pool, least, item in zip(_pools(options, gpus), _least(facts, bill, gpus), gpus, strict=True):
-            if least > pool:
-                return _short(least, pool, f"{share}; {item.budget.reason}", size, item, len(gpus))
-    for need, item in zip(needs_of(row, facts, options, bill, gpus), gpus, strict=True):
-        if need > item.budget.free_bytes:
-            return _short(need, item.budget.free_bytes, item.budget.reason, size, item, len(gpus))
+    lack = next(_lacks(row, facts, options, bill, gpus), None)
+    if lack is not None:
+        wanted, has = gib_pair(lack.need, lack.free)
+        name, limited = lack.item.usable.gpu.device_name, lack.item.budget.limited
+        offered = f"a model may use {has} of {name}" if limited else f"{name} has {has} free"
+        text = f"needs {wanted}{_on_each(gpus)} for {size}; {offered}"
+        return Shortage(lack.need - lack.free, text, lack.why, limited)
     left = _ram_left(row, facts, options, bill, gpus, host)
     if left < 0:
         wanted, free = gib_pair(host.free_bytes - left, host.free_bytes)
         return Shortage(-left, f"needs {wanted} of RAM for {size}; {free} is free", host.reason)
     return None
+
+
+def lacking_on(
+    item: Budgeted,
+    row: BackendRow,
+    facts: ModelFacts,
+    options: ResolvedOptions,
+    bill: Footprint,
+    gpus: GPUSet,
+) -> str | None:
+    """What ``item``, which is one of ``gpus``, is itself too small for; None when it has enough."""
+    lack = next((lack for lack in _lacks(row, facts, options, bill, gpus) if lack.item is item), None)
+    if lack is None:
+        return None
+    wanted, has = gib_pair(lack.need, lack.free)
+    offered = f"a model may use {has}" if item.budget.limited else f"has {has} free"
+    said = f"{offered}, needs {wanted}{_on_each(gpus)} for {_size(row, options)}"
+    return said if lack.why == f"{has} free" else f"{said} ({lack.why})"
 
 
 def ram_left(
@@ -124,10 +142,28 @@ def _size(row: BackendRow, options: ResolvedOptions) -> str:
     return f"{slots}{options.context} tokens"
 
 
-def _short(need: int, free: int, why: str, size: str, item: Budgeted, count: int) -> Shortage:
-    wanted, has = gib_pair(need, free)
-    each = "" if count == 1 else f" on each of {count} GPUs"
-    name = item.usable.gpu.device_name
-    limited = item.budget.limited
-    offered = f"a model may use {has} of {name}" if limited else f"{name} has {has} free"
-    return Shortage(need - free, f"needs {wanted}{each} for {size}; {offered}", why, limited)
+def _on_each(gpus: GPUSet) -> str:
+    return "" if len(gpus) == 1 else f" on each of {len(gpus)} GPUs"
+
+
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """A GPU that has less than it needs."""
+
+    need: int
+    free: int
+    why: str
+    item: Budgeted
+
+
+def _lacks(
+    row: BackendRow, facts: ModelFacts, options: ResolvedOptions, bill: Footprint, gpus: GPUSet
+) -> Iterator[_Lack]:
+    if row.engine is Engine.VLLM and gpus:
+        share = f"gpu_memory_utilization is {options.gpu_memory_utilization:.2f}"
+        for pool, least, item in zip(_pools(options, gpus), _least(facts, bill, gpus), gpus, strict=True):
+            if least > pool:
+                yield _Lack(least, pool, f"{share}; {item.budget.reason}", item)
+    for need, item in zip(needs_of(row, facts, options, bill, gpus), gpus, strict=True):
+        if need > item.budget.free_bytes:
+            yield _Lack(need, item.budget.free_bytes, item.budget.reason, item)

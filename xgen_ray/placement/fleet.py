@@ -35,6 +35,7 @@ def plan_fleet(
     partial: bool = False,
     evict_idle: bool = False,
     thorough: bool = False,
+    per_gpu: bool = False,
     observations: Sequence[Observation] = (),
 ) -> FleetPlan | FleetRefusal:
     """A node and a plan for each of ``replicas``, or why there is none. The order of ``nodes`` is nothing.
@@ -43,7 +44,7 @@ def plan_fleet(
     they may use different backends. All get a place or none does, unless ``partial``. ``spread`` holds
     where the options do not say, and the policy's word where neither does. ``on`` are names or ids of the
     only nodes to use. With ``evict_idle`` idle models may be named for unloading. ``thorough`` weighs
-    every node of a large fleet too, to show them all.
+    every node of a large fleet too, to show them all; with ``per_gpu`` each candidate tells of every GPU.
     """
     unknown = _unknown(on, nodes)
     if unknown:
@@ -56,6 +57,7 @@ def plan_fleet(
         tuple(exclusions),
         tuple(observations),
         policy.spread if wish is None else wish,
+        per_gpu,
     )
     most = max(1, len(nodes) if thorough else policy.nodes_weighed)
 

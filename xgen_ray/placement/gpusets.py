@@ -10,6 +10,9 @@ from xgen_ray.placement.devices import UsableGPU
 from xgen_ray.placement.profiles import is_integrated
 from xgen_ray.placement.types import BackendRow, DeviceBudget, Engine, EngineOptions
 
+_IN_USE = "in use by another model, and cutting every layer takes whole cards"
+_SLICE = "a MIG slice: an engine that is given one sees no other GPU, so name it alone"
+
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
@@ -84,6 +87,19 @@ def gpu_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish) -> Sets:
         # One alone is not cut, and so may be shared.
         everyone = whole or everyone[:1]
     return (everyone,), ()
+
+
+def left_out(row: BackendRow, item: Budgeted, wish: Wish) -> str:
+    """Why this GPU is in none of the sets, where others are."""
+    if wish.named is not None:
+        return "split_mode is none, and main_gpu is another one"
+    if item.usable.position in wish.leased:
+        return _IN_USE
+    if _is_slice(item):
+        return _SLICE
+    if row.engine is not Engine.VLLM and is_integrated(item.usable.gpu):
+        return "the model is divided among the cards"
+    return "it takes equal GPUs, and others are more or have more memory free"
 
 
 def _named_sets(row: BackendRow, gpus: Sequence[Budgeted], wish: Wish, named: Sequence[int]) -> Sets:
@@ -180,7 +196,7 @@ def _too_few_layers(row_length: int, facts: ModelFacts) -> str | None:
 
 
 def _shared(item: Budgeted) -> str:
-    return f"{_name(item)} is in use by another model, and cutting every layer takes whole cards"
+    return f"{_name(item)} is {_IN_USE}"
 
 
 def _is_slice(item: Budgeted) -> bool:
@@ -188,7 +204,7 @@ def _is_slice(item: Budgeted) -> bool:
 
 
 def _alone(item: Budgeted) -> str:
-    return f"{_name(item)} is a MIG slice: an engine that is given one sees no other GPU, so name it alone"
+    return f"{_name(item)} is {_SLICE}"
 
 
 def _name(item: Budgeted) -> str:

@@ -39,6 +39,7 @@ class Scale:
     exclusions: tuple[Exclusion, ...] = ()
     observations: tuple[Observation, ...] = ()
     spread: bool = False
+    per_gpu: bool = False
     _answers: dict[object, NodeAnswer] = field(default_factory=dict)
 
     def weigh(self, view: NodeView, replicas: int = 0) -> NodeAnswer:
@@ -75,6 +76,7 @@ class Scale:
             taken=view.taken,
             leased_gpus=view.leased_gpus(),
             observations=self.observations,
+            per_gpu=self.per_gpu,
         )
 
     def _likeness(self, view: NodeView) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from xgen_ray.hardware.types import GPUInfo, NodeSnapshot
-from xgen_ray.placement.devices import UsableGPU, usable_gpus
+from xgen_ray.placement.devices import UsableGPU, sorted_out
 from xgen_ray.placement.policy import PlacementPolicy
 from xgen_ray.placement.profiles import is_integrated
 from xgen_ray.placement.rows import BACKENDS
@@ -17,22 +17,26 @@ _UNSEEN = "nobody has looked for it on this node"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One backend on one node: whether it can start there, why (not), and the GPUs that it can use."""
+    """One backend on one node: whether it can start there, why (not), the GPUs that it can use, and why not
+    the others (``unusable``, by position). Where it cannot start for another reason, it has looked at none.
+    """
 
     status: BackendStatus
     gpus: tuple[UsableGPU, ...] = ()
+    unusable: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
     """The same for a whole kind of node. ``cards`` and ``integrated`` are the positions of the GPUs that
-    it can use, and ``devices`` what the engine calls each.
+    it can use, and ``devices`` what the engine calls each; ``unusable`` says why not the others.
     """
 
     status: BackendStatus
     cards: tuple[int, ...] = ()
     integrated: tuple[int, ...] = ()
     devices: tuple[tuple[int, EngineDevice | None], ...] = ()
+    unusable: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +53,9 @@ def survey(
     gpus = snapshot.detection.gpus
     return {
         backend: Found(
-            means.status, tuple(UsableGPU(place, gpus[place], device) for place, device in means.devices)
+            means.status,
+            tuple(UsableGPU(place, gpus[place], device) for place, device in means.devices),
+            means.unusable,
         )
         for backend, means in kind_of(snapshot, statuses, policy).means.items()
     }
@@ -128,12 +134,15 @@ def _with_hardware(
         return Means(replace(status, available=False, reason=reason, devices=()))
     if not status.available:
         return Means(status)
-    usable, reasons = usable_gpus(row, gpus, status.devices, policy)
+    usable, why_not = sorted_out(row, gpus, status.devices, policy)
+    unusable = tuple(why_not.items())
     if not usable:
-        return Means(replace(status, available=False, reason="; ".join(reasons), devices=()))
+        reason = "; ".join(f"{gpus[place].device_name}: {why}" for place, why in unusable)
+        return Means(replace(status, available=False, reason=reason, devices=()), unusable=unusable)
     return Means(
         replace(status, devices=tuple(item.device for item in usable if item.device is not None)),
         cards=tuple(item.position for item in usable if not is_integrated(item.gpu)),
         integrated=tuple(item.position for item in usable if is_integrated(item.gpu)),
         devices=tuple((item.position, item.device) for item in usable),
+        unusable=unusable,
     )

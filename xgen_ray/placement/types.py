@@ -258,12 +258,26 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class GPUVerdict:
+    """What a backend says of one GPU of the node. ``position`` is its place in the node's list. ``fits``:
+    it would do, alone or together with others; ``chosen``: a replica on this node would be put there.
+    """
+
+    position: int
+    name: str
+    chosen: bool
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One backend as it was weighed. ``reasons`` explain a no, each with its numbers; ``faults`` are those of
     them that one option is to blame for.
 
     ``missing_bytes`` is how much memory more would have been enough, when memory is all that is missing;
     ``limited`` when an operator's row is what leaves too little.
+    ``gpus`` are all of the node's, if they were asked for and the backend got as far as to look at them.
     """
 
     backend: Backend
@@ -273,6 +287,7 @@ class Candidate:
     missing_bytes: int | None = None
     faults: tuple[Fault, ...] = ()
     limited: bool = False
+    gpus: tuple[GPUVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xgen_ray.models.types import ModelTask
-from xgen_ray.placement.budget import at_most, gpu_budget, host_budget
-from xgen_ray.placement.claims import gpu_key
-from xgen_ray.placement.devices import UsableGPU
+from xgen_ray.placement.budget import host_budget
 from xgen_ray.placement.estimates import corrected, overshoot
 from xgen_ray.placement.fit import Shortage, gpu_needs, ram_left, shortage
 from xgen_ray.placement.footprint import KV_CACHE, footprint
-from xgen_ray.placement.gpusets import Budgeted, GPUSet, Wish, gpu_sets, named_gpus
+from xgen_ray.placement.gpusets import Budgeted, GPUSet, gpu_sets
+from xgen_ray.placement.offer import (
+    kept_off_gpu,
+    layers_row,
+    named_positions,
+    on_offer,
+    wish_for,
+    with_budgets,
+)
 from xgen_ray.placement.options import contradictions, foreign_options
-from xgen_ray.placement.profiles import MEMORY_LIMIT, ProfileRow, is_integrated, profile
-from xgen_ray.placement.question import Cause, Leased, Question, Weighed, no, too_little
+from xgen_ray.placement.profiles import is_integrated
+from xgen_ray.placement.question import Cause, Question, Weighed, no, too_little
 from xgen_ray.placement.resolve import Resolution, Rung, context_refusal, ladder, resolve
 from xgen_ray.placement.sizes import MIB, gib
 from xgen_ray.placement.survey import Found
@@ -42,23 +48,19 @@ def weigh(row: BackendRow, found: Found, question: Question) -> Weighed:
     host = host_budget(question.snapshot.host, question.usage)
     if not row.needs_gpu:
         return _climb(row, question, ((),), host)
-    budgeted = _budgeted(row, found, question, host)
-    off_gpu = _kept_off_gpu(row, question, budgeted)
+    budgeted = with_budgets(row, found, question, host)
+    off_gpu = kept_off_gpu(row, question, budgeted)
     if off_gpu is not None:
         # Forced onto this backend, the model runs on the CPU inside it.
         if question.options.backend is not row.backend:
             return no(row, Cause.DEVICE, [off_gpu])
         forced = _climb(row, question, ((),), host)
         return replace(forced, notes=(*forced.notes, ProfileNote("gpu_layers", "0", off_gpu)))
-    named = _named(question)[0] or None
-    offered, withheld, reasons = _offered(budgeted, named, question.leased)
+    named = named_positions(question)[0] or None
+    offered, withheld, reasons = on_offer(budgeted, named, question.leased)
     if reasons:
         return no(row, Cause.TAKEN, reasons)
-    leased = frozenset(
-        item.usable.position for item in offered if gpu_key(item.usable.gpu) in question.leased.gpus
-    )
-    wish = Wish(question.options, question.facts, named, leased, question.spread)
-    sets, reasons = gpu_sets(row, offered, wish)
+    sets, reasons = gpu_sets(row, offered, wish_for(question, offered))
     if reasons:
         return no(row, Cause.DEVICE, (*reasons, *withheld))
     weighed = _climb(row, question, sets, host)
@@ -66,24 +68,6 @@ def weigh(row: BackendRow, found: Found, question: Question) -> Weighed:
         return weighed
     reasons = (*weighed.candidate.reasons, *withheld)
     return replace(weighed, candidate=replace(weighed.candidate, reasons=reasons))
-
-
-def _offered(
-    gpus: Sequence[Budgeted], named: Sequence[int] | None, leased: Leased
-) -> tuple[tuple[Budgeted, ...], tuple[str, ...], tuple[str, ...]]:
-    """The GPUs that may be used, a reason for each of the others, and why there is nothing to try at all."""
-    taken = [item for item in gpus if gpu_key(item.usable.gpu) in leased.taken]
-    offered = tuple(item for item in gpus if item not in taken)
-    withheld = tuple(
-        f"GPU {item.usable.position} ({item.usable.gpu.device_name}) is not offered: "
-        "another model has it whole"
-        for item in taken
-    )
-    if named is not None:
-        positions = [item.usable.position for item in taken]
-        asked = tuple(text for text, position in zip(withheld, positions, strict=True) if position in named)
-        return offered, (), asked
-    return offered, withheld, () if offered else withheld
 
 
 def _task_reasons(row: BackendRow, question: Question) -> tuple[str, ...]:
@@ -103,48 +87,10 @@ def _faults(row: BackendRow, question: Question) -> tuple[Fault, ...]:
     context = context_refusal(question.facts, options, question.policy)
     return (
         *((Fault("context", context),) if context is not None else ()),
-        *(Fault("gpus", reason) for reason in _named(question)[1]),
+        *(Fault("gpus", reason) for reason in named_positions(question)[1]),
         *contradictions(options, question.snapshot.host.cpu_count),
         *foreign_options(row, options),
     )
-
-
-def _named(question: Question) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The positions of the GPUs that the options name, and what is wrong with the names."""
-    options = question.options
-    names: tuple[int | str, ...] = options.gpus or ()
-    if options.gpus is None and options.split_mode == "none" and options.main_gpu is not None:
-        names = (options.main_gpu,)
-    return named_gpus(question.snapshot.detection.gpus, names)
-
-
-def _budgeted(row: BackendRow, found: Found, question: Question, host: DeviceBudget) -> tuple[Budgeted, ...]:
-    limits = tuple(limit for limit in question.policy.profiles if limit.option == MEMORY_LIMIT)
-
-    def budget(item: UsableGPU) -> DeviceBudget:
-        budget = gpu_budget(item.gpu, host, usage=question.usage, device=item.device)
-        limit = profile(row, question.task, [item.gpu], limits).get(MEMORY_LIMIT)
-        return budget if limit is None else at_most(budget, int(limit.value), limit.reason)
-
-    return tuple(Budgeted(item, budget(item)) for item in found.gpus)
-
-
-def _kept_off_gpu(row: BackendRow, question: Question, gpus: Sequence[Budgeted]) -> str | None:
-    """Why the model goes to the CPU although the backend has a GPU, or None."""
-    options = question.options
-    if options.gpu_layers == 0:
-        return "gpu_layers is 0, which asks for the CPU"
-    if options.gpu_layers is not None or options.gpus:
-        return None
-    layers = _layers_row(row, question, gpus)
-    return layers.reason if layers is not None else None
-
-
-def _layers_row(row: BackendRow, question: Question, gpus: Sequence[Budgeted]) -> ProfileRow | None:
-    """The profile row that keeps this model off these GPUs, if there is one."""
-    rows = profile(row, question.task, [item.usable.gpu for item in gpus], question.policy.profiles)
-    layers = rows.get("gpu_layers")
-    return layers if layers is not None and layers.value == 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,26 +135,34 @@ def _attempt(
     row: BackendRow, question: Question, sets: Sequence[GPUSet], host: DeviceBudget, rung: Rung
 ) -> _Fit | _Miss:
     nearest = _Miss()
-    # llama.cpp takes the same of every card of one make: only what is free differs between sets of them.
-    # (vLLM's share is a part of each card's own total.)
     alike: dict[object, tuple[Resolution, Footprint]] = {}
     for gpus in sets:
-        make = None if row.engine is Engine.VLLM else tuple(_make(item) for item in gpus)
+        make = make_of(row, gpus)
         known = alike.get(make)
-        resolution = known[0] if known is not None else _resolve(row, question, gpus, rung)
+        resolution = known[0] if known is not None else resolved(row, question, gpus, rung)
         if resolution.conflict is not None:
             nearest = replace(nearest, conflict=resolution.conflict)
             continue
-        bill = known[1] if known is not None else _bill(row, question, gpus, resolution.options)
+        bill = known[1] if known is not None else bill_of(row, question, gpus, resolution.options)
         if make is not None:
             alike[make] = resolution, bill
         short = shortage(row, question.facts, resolution.options, bill, gpus, host)
         if short is None:
-            own = resolution if known is None else _resolve(row, question, gpus, rung)
+            own = resolution if known is None else resolved(row, question, gpus, rung)
             return _Fit(rung, gpus, own, bill)
         if nearest.short is None or short.missing_bytes < nearest.short.missing_bytes:
             nearest = replace(nearest, short=short, bill=bill)
     return nearest
+
+
+def make_of(row: BackendRow, gpus: GPUSet) -> object:
+    """The same for sets with the same options, but for the GPUs' names, and the same bill; None if no other
+    set is like this one.
+
+    llama.cpp takes the same of every card of one make: only what is free differs between sets of them.
+    vLLM's share is a part of each card's own total.
+    """
+    return None if row.engine is Engine.VLLM else tuple(_make(item) for item in gpus)
 
 
 def _make(item: Budgeted) -> object:
@@ -227,11 +181,11 @@ def _fitting(
     if row.engine is Engine.LLAMA_SERVER and question.task is ModelTask.GENERATE:
         spare = _prompt_cache(question, bill, left - (question.facts.weight_bytes if lock and gpus else 0))
     options = replace(resolution.options, memory_lock=lock, prompt_cache_bytes=spare)
-    bill = _bill(row, question, gpus, options)
+    bill = bill_of(row, question, gpus, options)
     candidate = Candidate(row.backend, fits=True, reasons=(), footprint=bill)
     if first is not None:
         warnings = (_shrunk(options, chosen.rung, first), *warnings)
-    overridden = _layers_row(row, question, gpus) if gpus else None
+    overridden = layers_row(row, question, gpus) if gpus else None
     if overridden is not None:
         warnings += (f"on the GPU because the options say so: {overridden.reason}",)
     return Weighed(
@@ -277,7 +231,8 @@ def _memory_lock(
     return True, () if asked else (note,), ()
 
 
-def _resolve(row: BackendRow, question: Question, gpus: GPUSet, rung: Rung) -> Resolution:
+def resolved(row: BackendRow, question: Question, gpus: GPUSet, rung: Rung) -> Resolution:
+    """Every option for the model of that size on these GPUs."""
     return resolve(
         row,
         question.facts,
@@ -292,7 +247,8 @@ def _resolve(row: BackendRow, question: Question, gpus: GPUSet, rung: Rung) -> R
     )
 
 
-def _bill(row: BackendRow, question: Question, gpus: GPUSet, options: ResolvedOptions) -> Footprint:
+def bill_of(row: BackendRow, question: Question, gpus: GPUSet, options: ResolvedOptions) -> Footprint:
+    """What it takes with those options, corrected by what was measured."""
     totals = [item.budget.total_bytes or item.budget.free_bytes for item in gpus]
     bill = footprint(question.facts, row.backend, options, totals)
     return corrected(question.facts, row.backend, bill, question.observations)

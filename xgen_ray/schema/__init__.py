@@ -33,6 +33,7 @@ from xgen_ray.schema.plans import (
     CandidateReport,
     FaultReport,
     FootprintLine,
+    GPUVerdictReport,
     PlanReport,
     VerdictReport,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "FiguresReport",
     "FootprintLine",
     "GPUReport",
+    "GPUVerdictReport",
     "GPUsReport",
     "LeaseReport",
     "LiftRequest",

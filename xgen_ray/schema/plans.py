@@ -13,14 +13,33 @@ class FootprintLine(Wire):
     detail: str
 
 
+class GPUVerdictReport(Wire):
+    """What a backend says of one GPU of the node. ``id`` is the GPU's place there, as in ``gpus``.
+
+    ``fits`` tells that it would do, alone or with others; ``chosen`` that a replica on this node would be put
+    there (``assignments`` has the nodes that get one). ``reason`` is never empty, and has the numbers.
+    """
+
+    id: int
+    name: str
+    chosen: bool
+    fits: bool
+    reason: str
+
+
 class CandidateReport(Wire):
-    """One backend as it was weighed for this model, on one node."""
+    """One backend as it was weighed for this model, on one node.
+
+    ``gpus`` has all of the node's in a plan that was asked for; it is empty where ``reasons`` hold for all of
+    them, for a backend that needs none, and in the status of a model.
+    """
 
     backend: Backend
     fits: bool
     reasons: tuple[str, ...]
     needs_bytes: int | None = None
     node: str | None = None
+    gpus: tuple[GPUVerdictReport, ...] = ()
 
 
 class AssignmentReport(Wire):
@@ -54,9 +73,10 @@ class VerdictReport(Wire):
 class PlanReport(Wire):
     """What would be done (``accepted``), or why nothing can be, without doing it.
 
-    ``backend`` to ``argv`` are those of the first replica; ``assignments`` has all. ``evict`` are the idle
-    models that would leave, or whose leaving would help a load with ``evict: idle``. ``missing`` of the
-    replicas have no place, and ``shortfall`` says why. ``faults`` are the options that a refusal blames.
+    ``backend`` to ``argv`` are those of the first replica; ``assignments`` has all. ``candidates`` are those
+    of all ``nodes`` again, which then are the ones to tell of each GPU. ``evict`` are the idle models that
+    would leave, or whose leaving would help a load with ``evict: idle``. ``missing`` of the replicas have no
+    place, and ``shortfall`` says why. ``faults`` are the options that a refusal blames.
     """
 
     accepted: bool

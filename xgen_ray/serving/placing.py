@@ -88,7 +88,7 @@ def _look_later(turn: Turn, model: Model, why: XgenRayError, at: float) -> None:
 
 
 def _decide(
-    turn: Turn, model: Model, event: LookDone, exclusions: tuple[Exclusion, ...], *, thorough: bool = False
+    turn: Turn, model: Model, event: LookDone, exclusions: tuple[Exclusion, ...], *, to_show: bool = False
 ) -> FleetPlan | FleetRefusal:
     request = model.request
     nodes = tuple(
@@ -106,7 +106,8 @@ def _decide(
         on=request.nodes,
         partial=bool(model.live) or model.proven,
         evict_idle=request.evict == "idle",
-        thorough=thorough,
+        thorough=to_show,
+        per_gpu=to_show,
     )
 
 
@@ -123,7 +124,7 @@ def dry_run(request: LoadRequest, event: LookDone, state: ControlState) -> Fleet
     model = new_model("", request, event.at)
     turn = Turn(state)
     event = replace(event, fleet=without_drained(event.fleet, turn.drained))
-    decision = _decide(turn, model, event, turn.exclusions, thorough=True)
+    decision = _decide(turn, model, event, turn.exclusions, to_show=True)
     if isinstance(decision, FleetRefusal) and turn.node_types and request.nodes is None:
         told = decision.message + foreseen(turn, model, event, options_of(model))
         return replace(decision, message=told)

@@ -14,6 +14,7 @@ from xgen_ray.schema import (
     ExclusionReport,
     FaultReport,
     FootprintLine,
+    GPUVerdictReport,
     ModelStatus,
     Phase,
     PlanReport,
@@ -64,7 +65,10 @@ def _awaited(awaited: Awaited | None) -> AwaitedNodes | None:
 def plan_report(source: str, decision: FleetPlan | FleetRefusal) -> PlanReport:
     """The same words for a dry run and for a real load."""
     verdicts = tuple(map(_verdict, decision.nodes))
-    candidates = tuple(candidate for verdict in verdicts for candidate in verdict.candidates)
+    # What each GPU said is long in a large fleet: once is enough.
+    candidates = tuple(
+        candidate.model_copy(update={"gpus": ()}) for verdict in verdicts for candidate in verdict.candidates
+    )
     if isinstance(decision, FleetRefusal):
         return PlanReport(
             accepted=False,
@@ -198,4 +202,10 @@ def _candidate(candidate: Candidate, node: str | None = None) -> CandidateReport
         fits=candidate.fits,
         reasons=candidate.reasons,
         needs_bytes=candidate.footprint.total_bytes if candidate.footprint else None,
+        gpus=tuple(
+            GPUVerdictReport(
+                id=gpu.position, name=gpu.name, chosen=gpu.chosen, fits=gpu.fits, reason=gpu.reason
+            )
+            for gpu in candidate.gpus
+        ),
     )

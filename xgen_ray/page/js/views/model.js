@@ -193,6 +193,7 @@ export const verdictList = (verdicts) => html`
                   (candidate) => html`<li class=${candidate.fits ? "yes" : "no"}>
                     <b>${candidate.backend}</b>
                     <span>${candidate.fits ? size(candidate.needs_bytes) : candidate.reasons.join("; ")}</span>
+                    ${candidate.gpus.length > 1 ? gpuList(candidate.gpus) : nothing}
                   </li>`,
                 )}
               </ul>`
@@ -200,6 +201,13 @@ export const verdictList = (verdicts) => html`
         </li>
       `,
     )}
+  </ul>
+`;
+
+// Of one GPU alone the backend has said it all.
+const gpuList = (gpus) => html`
+  <ul>
+    ${gpus.map((gpu) => html`<li class=${gpu.fits ? "yes" : "no"}>[${gpu.id}] ${gpu.name}: ${gpu.reason}</li>`)}
   </ul>
 `;
 
