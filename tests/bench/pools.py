@@ -33,6 +33,8 @@ SCALING = {
     "max_replicas": 2,
     "target_ongoing_requests": 2,
     "upscale_delay_s": 2.0,
+    # Both pools are to have two at one time: the first that has grown must not shrink while vLLM starts.
+    "downscale_delay_s": 300.0,
     "ttl_s": 20.0,
 }
 PATIENCE_S = 400.0
@@ -129,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """1 if any request failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.pools", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=16)
     given = parser.parse_args(argv)
     if missing := why_no_vllm():
         parser.error(missing)
