@@ -201,38 +201,38 @@ async def test_figures_from_before_a_load_never_stand_for_the_time_after_it(
     assert isinstance(await owner.reserve("c", "c", [gpu_plan((CARD, 14 * GIB))], 30.0), NoLease)
 
 
+FULL = gpu_plan((CARD, 14 * GIB))
+
+
+async def fill_and_release(world: World, owner: NodeOwner, pid: int) -> None:
+    """An engine has loaded and has the whole card; then nobody wants it any more, and its replica ends."""
+    some(await owner.reserve("a", "a", [FULL], 30.0))
+    lease = got(await owner.claim("a", "r1", pid))
+    world.machine.used[0] = 14 * GIB
+    await owner.settle(lease.lease_id, pid)
+    await owner.release("a")
+
+
 async def test_what_an_engine_had_is_free_as_soon_as_it_is_gone(
     world: World, start_process: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
     """Figures of a moment ago have it still, and its lease is over: it would be taken for a stranger's."""
-    owner = await world.start()
-    plan = gpu_plan((CARD, 14 * GIB))
-    some(await owner.reserve("a", "a", [plan], 30.0))
-    replica = start_process()
-    lease = got(await owner.claim("a", "r1", replica.pid))
-    world.machine.used[0] = 14 * GIB
-    await owner.settle(lease.lease_id, replica.pid)
-    await owner.release("a")
+    owner, replica = await world.start(), start_process()
+    await fill_and_release(world, owner, replica.pid)
     replica.kill()
     replica.wait(10)
     world.machine.used[0] = 0
-    some(await owner.reserve("b", "b", [plan], 30.0))
+    some(await owner.reserve("b", "b", [FULL], 30.0))
 
 
 async def test_what_an_engine_had_is_free_while_its_replica_still_ends(
     world: World, start_process: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
-    owner = await world.start()
-    plan = gpu_plan((CARD, 14 * GIB))
-    some(await owner.reserve("a", "a", [plan], 30.0))
-    replica = start_process()
-    lease = got(await owner.claim("a", "r1", replica.pid))
-    world.machine.used[0] = 14 * GIB
-    await owner.settle(lease.lease_id, replica.pid)
-    await owner.release("a")
-    assert isinstance(await owner.reserve("b", "b", [plan], 30.0), NoLease)
+    owner, replica = await world.start(), start_process()
+    await fill_and_release(world, owner, replica.pid)
+    assert isinstance(await owner.reserve("b", "b", [FULL], 30.0), NoLease)
     world.machine.used[0] = 0
-    some(await owner.reserve("b", "b", [plan], 30.0))
+    some(await owner.reserve("b", "b", [FULL], 30.0))
 
 
 async def test_what_an_engine_has_is_measured(
